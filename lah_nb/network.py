@@ -141,6 +141,7 @@ class MemoryNetwork:
         message, there, reply = pack(envelope(method, meta, timeout), tensors, codec), self.hub.peers.get(peer_id), []
         if there is None: raise Unreachable(peer_id, method, 'no such peer')
         with trio.move_on_after(timeout):
+            if self.silent: await trio.sleep_forever()
             await trio.sleep(self.hub.latency(self.peer_id, peer_id))
             done = trio.Event()
             self.hub.nursery.start_soon(there._answer, self.peer_id, message, codec, reply, done)

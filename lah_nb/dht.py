@@ -200,9 +200,11 @@ class DHT:
 
     async def run(self, *, task_status=trio.TASK_STATUS_IGNORED):
         "Own the DHT's tasks until cancelled"
-        async with trio.open_nursery() as self._nursery:
-            for task in self._renew, self._refresh, self._refetch: self._nursery.start_soon(task)
-            task_status.started(self)
+        try:
+            async with trio.open_nursery() as self._nursery:
+                for task in self._renew, self._refresh, self._refetch: self._nursery.start_soon(task)
+                task_status.started(self)
+        finally: self._nursery = None
 
     async def _saw(self, peer_id: str, addrs: list[str]):
         "A peer answered or called: it is alive"
@@ -264,6 +266,7 @@ async def lookup(
     timeout: float = 5.,  # seconds; what is known by then is returned
 ) -> tuple[dict[str, list[str]], dict[str, list[tuple[Record, float]]]]:
     "(the holders, the records with seconds left) of each key"
+    if self._nursery is None: raise LahError('the DHT of this peer is not running')
     start = [peer for peer in self.peers if not self._is_shunned(peer)]
     looks = {key: Lookup(key, start, WIDTH) for key in dict.fromkeys(keys)}
     merged, (tell, told) = Records(), trio.open_memory_channel(float('inf'))

@@ -1,0 +1,175 @@
+"What would spoil the reading of `05_experts`: every class against plain torch, hostile states, seeds under threads"
+import threading
+
+import pytest
+import torch
+from torch import nn
+
+from lah_nb.experts import (EXPERTS, MAX_UIDS, BadGradient, Expert, ExpertError, Schema, expert_schema, load_expert, load_expert_file, parse_uids,
+                            register_expert, save_expert, split_uid)
+
+torch.set_num_threads(1)
+PLAIN = {'adam': torch.optim.Adam, 'amsgrad': lambda p, lr: torch.optim.Adam(p, lr=lr, amsgrad=True), 'sgd': torch.optim.SGD}
+
+
+@pytest.fixture
+def registry():
+    before = dict(EXPERTS)
+    yield register_expert
+    EXPERTS.clear()
+    EXPERTS.update(before)
+
+
+@pytest.mark.parametrize('optimizer', PLAIN)
+@pytest.mark.parametrize('name, shape', [('ffn', (3, 16)), ('transformer', (3, 5, 16))])
+@pytest.mark.parametrize('clip', [None, 0.5])
+def test_equals_plain_torch(name, shape, optimizer, clip):
+    torch.manual_seed(0)
+    expert = Expert(f'{name}.1', name, 16, optimizer=optimizer, lr=1e-2, clip=clip)
+    plain = EXPERTS[name].build(16).train()
+    plain.load_state_dict(expert.module.state_dict())
+    steps = PLAIN[optimizer](plain.parameters(), lr=1e-2)
+    for _ in range(6):
+        x, grad = torch.randn(shape), torch.randn(shape)
+        leaf = x.clone().requires_grad_()
+        torch.testing.assert_close(expert.forward(x), plain(leaf).detach(), atol=1e-6, rtol=1e-6)
+        gx = expert.backward(x, grad)
+        steps.zero_grad()
+        plain(leaf).backward(grad)
+        if clip: nn.utils.clip_grad_norm_(plain.parameters(), clip)
+        steps.step()
+        torch.testing.assert_close(gx, leaf.grad, atol=1e-6, rtol=1e-6)
+    for mine, theirs in zip(expert.module.parameters(), plain.parameters()): torch.testing.assert_close(mine, theirs, atol=1e-6, rtol=1e-6)
+
+
+def test_several_callers_make_one_step():
+    one, many = Expert('ffn.0', 'ffn', 16), Expert('ffn.0', 'ffn', 16)
+    x, grad = torch.randn(6, 16), torch.randn(6, 16)
+    whole = one.backward(x, grad)
+    parts = many.backward_batch([(x[:1], grad[:1], 0), (x[1:4], grad[1:4], 5), (x[4:], grad[4:], 9)])
+    torch.testing.assert_close(torch.cat(parts), whole, atol=1e-6, rtol=1e-6)
+    torch.testing.assert_close(many.flat, one.flat, atol=1e-6, rtol=1e-6)
+    assert many.updates == 1 and many.rows_backward == 6
+
+
+def test_dropout_is_replayed_part_by_part(registry):
+    @registry('dropping', example=lambda hidden_dim: torch.zeros(2, hidden_dim))
+    class Dropping(nn.Module):
+        def __init__(self, hidden_dim):
+            super().__init__()
+            self.linear = nn.Linear(hidden_dim, hidden_dim)
+        def forward(self, x): return nn.functional.dropout(self.linear(x), 0.3)
+
+    expert = Expert('dropping.0', 'dropping', 32, optimizer='sgd', lr=0.1, clip=None)
+    weight = expert.module.linear.weight.detach().clone()
+    parts = [(torch.randn(2, 32), seed) for seed in (3, 4)]
+    ys = expert.forward_batch(parts)
+    gxs = expert.backward_batch([(x, torch.ones(2, 32), seed) for x, seed in parts])
+    masks = [(y != 0).float() / 0.7 for y in ys]
+    for gx, mask in zip(gxs, masks): torch.testing.assert_close(gx, mask @ weight)
+    step = sum(mask.T @ x for mask, (x, _) in zip(masks, parts))
+    torch.testing.assert_close(expert.module.linear.weight.detach(), weight - 0.1 * step)
+
+
+def test_neighbours_do_not_leak(registry):
+    "Rows of a module that mixes rows are not shared between callers"
+    @registry('centred', example=lambda hidden_dim: torch.zeros(2, hidden_dim))
+    class Centred(nn.Module):
+        def __init__(self, hidden_dim): super().__init__()
+        def forward(self, x): return x - x.mean(0)
+    mine, other = torch.randn(2, 4), torch.randn(3, 4)
+    answers = Expert('centred.0', 'centred', 4).forward_batch([(mine, 0), (other, 0)])
+    torch.testing.assert_close(answers[0], mine - mine.mean(0))
+
+
+@pytest.mark.parametrize('optimizer', PLAIN)
+def test_bad_gradients_change_nothing(optimizer):
+    expert = Expert('ffn.0', 'ffn', 8, optimizer=optimizer)
+    x, grad = torch.randn(2, 8), torch.randn(2, 8)
+    expert.backward(x, grad)
+    before = expert.state()
+    for bad in float('nan'), float('inf'), -float('inf'):
+        poison = grad.clone()
+        poison[0, 0] = bad
+        for args in (x, poison), (poison, grad):
+            with pytest.raises(BadGradient, match='ffn.0'): expert.backward(*args)
+    with pytest.raises(BadGradient, match='weights'): expert.backward(x * 1e30, torch.full_like(grad, 3e38))
+    assert expert.refused == 7 and all(torch.equal(t, before[name]) for name, t in expert.state().items())
+    assert expert.backward(x, grad).isfinite().all()
+
+
+def test_state_of_strangers():
+    expert = Expert('ffn.0', 'ffn', 8)
+    expert.backward(torch.ones(1, 8), torch.ones(1, 8))
+    good, before = expert.state(), expert.state()
+    name = 'module.layers.0.weight'
+    for bad in ({}, good | {'extra': torch.zeros(1)}, good | {name: torch.zeros(3)}, good | {name: good[name] * float('nan')},
+                good | {'optimizer.exp_avg': torch.zeros(5)}, {k: t for k, t in good.items() if k != 'optimizer.step'}):
+        with pytest.raises(ExpertError): expert.load_state(bad)
+    assert all(torch.equal(t, before[key]) for key, t in expert.state().items())
+    weights_only = {key: t for key, t in good.items() if not key.startswith('optimizer.')}
+    expert.load_state(weights_only)
+    assert set(expert.state()) == set(weights_only)
+    expert.backward(torch.ones(1, 8), torch.ones(1, 8))
+
+
+@pytest.mark.parametrize('optimizer', PLAIN)
+def test_saved_expert_goes_on_where_it_was(tmp_path, optimizer):
+    expert, x, grad = Expert('ffn.1.2', 'ffn', 8, optimizer=optimizer), torch.randn(4, 8), torch.randn(4, 8)
+    expert.backward(x, grad)
+    save_expert(expert, tmp_path)
+    save_expert(expert, tmp_path)
+    assert [p.name for p in tmp_path.iterdir()] == ['ffn.1.2.safetensors']
+    again = Expert('ffn.1.2', 'ffn', 8, optimizer=optimizer, seed=1)
+    assert load_expert(again, tmp_path) and again.updates == 1
+    assert torch.equal(again.backward(x, grad), expert.backward(x, grad)) and torch.equal(again.flat, expert.flat)
+    assert again.module.layers[0].weight.untyped_storage().data_ptr() == again.flat.untyped_storage().data_ptr()
+
+
+def test_uids_and_patterns():
+    assert split_uid('lm.0.3.11', 2) == ('lm.0', (3, 11)) and split_uid('lm.0.3.11') == ('lm', (0, 3, 11))
+    assert len(parse_uids('ffn.[0:256].[0:256]')) == MAX_UIDS
+    for bad in ('ffn', '.1', '1.2', 'ffn.1.', 'ffn.-1', 'ffn.1/2', 'ffn.00', 'ffn.[0:257].[0:256]', 'ffn.[5:2]', 'ffn.[0:999999999].[0:999999999]', 'f' * 200 + '.1'):
+        with pytest.raises(ExpertError): parse_uids(bad)
+
+
+def test_schema_refuses_strangers():
+    assert Schema.from_list([(64,), (64,), 'float32']) == Schema((64,), (64,))
+    for bad in (None, [], [[64], [64]], [['a'], [64], 'float32'], [[True], [64], 'float32'], [[-2], [64], 'float32'], [[64] * 9, [64] * 9, 'float32'], [[64], [64], 3]):
+        with pytest.raises(ExpertError): Schema.from_list(bad)
+    assert not Schema((64,), (64,)).admits((64, 1)) and Schema((-1, 4), (-1, 4)).output((7, 4)) == (7, 4)
+
+
+def test_building_leaves_the_callers_random_numbers_alone():
+    torch.manual_seed(5)
+    expected = torch.randn(3)
+    torch.manual_seed(5)
+    expert_schema('transformer', 16), Expert('ffn.0', 'ffn', 8)
+    assert torch.equal(torch.randn(3), expected)
+
+
+def test_experts_of_two_peers_in_one_process_keep_their_dropout(registry):
+    @registry('noisy', example=lambda hidden_dim: torch.zeros(2, hidden_dim))
+    class Noisy(nn.Module):
+        def __init__(self, hidden_dim): super().__init__()
+        def forward(self, x): return nn.functional.dropout(nn.functional.dropout(x, 0.2), 0.2)
+    x, wrong = torch.ones(64, 64), []
+    expected = [Expert('noisy.0', 'noisy', 64).forward(x, seed) for seed in range(4)]
+    def work(seed):
+        expert = Expert(f'noisy.{seed}', 'noisy', 64)
+        for _ in range(30):
+            if not torch.equal(expert.forward(x, seed), expected[seed]): wrong.append(seed)
+    threads = [threading.Thread(target=work, args=(seed,)) for seed in range(4)]
+    for thread in threads: thread.start()
+    for thread in threads: thread.join()
+    assert not wrong
+
+
+def test_files_of_classes(tmp_path, registry):
+    path = tmp_path / 'mine.py'
+    path.write_text('import torch\nfrom lah_nb.experts import register_expert\n'
+                    '@register_expert("mine", example=lambda h: torch.zeros(2, h))\nclass Mine(torch.nn.Linear):\n    def __init__(self, h): super().__init__(h, h)\n')
+    assert load_expert_file(path) == ['mine'] == load_expert_file(str(path))
+    assert Expert('mine.0', 'mine', 4).forward(torch.zeros(1, 4)).shape == (1, 4)
+    (tmp_path / 'broken.py').write_text('1 / 0')
+    with pytest.raises(ExpertError, match='ZeroDivisionError'): load_expert_file(tmp_path / 'broken.py')

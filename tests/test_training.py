@@ -1,0 +1,240 @@
+"Races, interrupts, failures and checkpoints of the trainer"
+import contextlib, copy, os, signal, threading, time
+
+import pytest
+import torch
+from torch import nn
+
+from lah_nb.data import ImageData
+from lah_nb.models import CausalTransformer, Classifier, dense_ffn
+from lah_nb.training import Trainer, TrainingError, constant, cosine, in_flight
+from lah_nb.wire import LahError
+
+torch.set_num_threads(1)
+OURS = 'lah-batch'
+running = lambda: [t.name for t in threading.enumerate() if t.name.startswith(OURS)]
+
+
+@pytest.fixture(autouse=True)
+def no_thread_is_left():
+    yield
+    assert not running()
+
+
+@pytest.fixture
+def images():
+    g = torch.Generator().manual_seed(0)
+    x, y = torch.randn(300, 6, generator=g), torch.randint(3, (300,), generator=g)
+    return ImageData(x[:250], y[:250], x[250:], y[250:], 3, 'noise')
+
+
+class Layer(nn.Module):
+    "A layer that the copies of a model share, as they share remote experts; `act` is called with the number of the call"
+    def __init__(self, act): super().__init__(); self.act, self.calls, self.lock = act, 0, threading.Lock()
+    def __deepcopy__(self, memo): return self
+    def forward(self, x):
+        with self.lock: self.calls = n = self.calls + 1
+        self.act(n)
+        return x
+
+
+def small(*layers): torch.manual_seed(0); return Classifier(layers, 6, 8, 3)
+
+
+def test_gradients_are_those_of_the_weights_a_batch_started_with(images):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 3), Layer(lambda n: time.sleep(0.001 * (n % 7))))
+    start = copy.deepcopy(model[0].state_dict())
+    trainer = Trainer(model, torch.optim.SGD(model.parameters(), 0.5), in_flight=5, clip=float('inf'), progress=False)
+    history = trainer.fit(images, steps=60)
+    assert history.staleness.max() > 1 and sorted(history.batch) == list(range(60))
+    weights = [(start['weight'], start['bias'])]
+    for row in history.itertuples():
+        w, b = (t.clone().requires_grad_() for t in weights[row.step - 1 - row.staleness])
+        x, y = images.batch(row.batch, 32)
+        nn.functional.cross_entropy(x @ w.T + b, y).backward()
+        weights.append((weights[-1][0] - 0.5 * w.grad, weights[-1][1] - 0.5 * b.grad))
+    assert torch.allclose(weights[-1][0], model[0].weight, atol=1e-5)
+
+
+def test_staleness_stays_below_the_batches_in_flight_when_all_take_as_long(images):
+    history = Trainer(small(Layer(lambda n: time.sleep(0.005))), in_flight=4, progress=False).fit(images, steps=60)
+    assert 1 < history.staleness.mean() < 4.5
+
+
+def test_batches_in_flight_hide_latency(images):
+    run = lambda n: Trainer(small(Layer(lambda _: time.sleep(0.02))), in_flight=n, progress=False).fit(images, steps=40).seconds.iloc[-1]
+    assert run(8) < run(1) / 3
+
+
+def test_interrupt_by_signal(images):
+    trainer = Trainer(small(Layer(lambda n: time.sleep(0.02))), progress=False)
+    for _ in range(3):
+        timer = threading.Timer(0.2, lambda: os.kill(os.getpid(), signal.SIGINT))
+        timer.start()
+        began = time.monotonic()
+        with pytest.raises(KeyboardInterrupt): trainer.fit(images, steps=10_000)
+        assert time.monotonic() - began < 2 and not running()
+    history = trainer.fit(images, steps=20)
+    assert history.step.tolist() == list(range(1, trainer.step + 1)) and history.batch.is_unique
+    assert history.seconds.is_monotonic_increasing
+
+
+def test_batches_that_do_not_come_home_are_left_and_done_again(images):
+    stuck = threading.Event()
+    layer = Layer(lambda n: stuck.wait(20) if n > 10 else None)
+    trainer = Trainer(small(layer), drain=0.3, progress=False)
+    timer = threading.Timer(0.3, lambda: os.kill(os.getpid(), signal.SIGINT))
+    timer.start()
+    began = time.monotonic()
+    with pytest.raises(KeyboardInterrupt): trainer.fit(images, steps=20)
+    assert time.monotonic() - began < 2 and trainer.step == 10 and len(running()) == 4
+    left, before = [t for t in threading.enumerate() if t.name.startswith(OURS)], copy.deepcopy(trainer.model.state_dict())
+    layer.act = lambda n: None
+    stuck.set()
+    for t in left: t.join(5)
+    assert trainer.step == 10 and all(before[k].equal(v) for k, v in trainer.model.state_dict().items())
+    history = trainer.fit(images)
+    assert sorted(history.batch) == list(range(20))
+
+
+def test_failures_are_borne_and_every_batch_is_done(images):
+    def act(n):
+        if n % 3 == 0: raise LahError('TooFewExperts')
+    trainer = Trainer(small(Layer(act)), progress=False)
+    history = trainer.fit(images, steps=40)
+    assert sorted(history.batch) == list(range(40)) and len(trainer.failures) >= 15
+
+
+@pytest.mark.parametrize('error', [ValueError('a bug'), LahError('nobody answers')])
+def test_an_error_comes_up_and_nothing_is_lost(images, error):
+    def act(n):
+        if n > 12: raise error
+    layer = Layer(act)
+    trainer = Trainer(small(layer), retries=2, progress=False)
+    with pytest.raises(type(error), match=str(error)) as e: trainer.fit(images, steps=30)
+    if hasattr(e.value, '__notes__'): assert 'Nothing of it was applied' in e.value.__notes__[0]
+    assert trainer.step == 12 and not running()
+    layer.act = lambda n: None
+    assert sorted(trainer.fit(images).batch) == list(range(30))
+
+
+def test_an_error_in_on_step(images):
+    trainer = Trainer(small(), progress=False)
+    def on_step(row):
+        if row['step'] == 5: raise RuntimeError('mine')
+    with pytest.raises(RuntimeError, match='mine'): trainer.fit(images, steps=30, on_step=on_step)
+    assert not running() and trainer.fit(images).step.iloc[-1] == 30
+
+
+def test_on_step_sees_every_step_in_order(images):
+    seen = []
+    Trainer(small(), progress=False).fit(images, steps=50, eval_every=20, on_step=lambda row: seen.append(row['step']))
+    assert seen == list(range(1, 51))
+
+
+def test_the_ends_of_a_fit(images):
+    trainer = Trainer(small(), progress=False)
+    assert len(trainer.fit(images)) == 8 and len(trainer.fit(images, epochs=2.5)) == 28 and len(trainer.fit(images, steps=1)) == 29
+    began = time.monotonic()
+    history = trainer.fit(images, seconds=0.3, eval_every=50)
+    assert 0.25 < time.monotonic() - began < 1.5 and len(history) > 29
+    assert history.test_accuracy.notna().sum() == trainer.step // 50
+
+
+def test_schedules_follow_steps_and_seconds(images):
+    trainer = Trainer(small(), lr=0.1, schedule=cosine(0.1, 0), in_flight=1, progress=False)
+    lr = trainer.fit(images, steps=101).lr
+    assert lr[0] == 0 and lr.max() == pytest.approx(0.1, rel=0.05) and lr.iloc[-1] < 1e-3
+    lr = trainer.fit(images, seconds=0.5).lr[101:]
+    assert lr.max() == pytest.approx(0.1, rel=0.05) and lr.iloc[-1] < 1e-2
+
+
+def test_a_nan_gradient_is_refused(images):
+    x = images.x_train.clone()
+    x[images.batch(3, 32)[0][:, None].eq(x[None]).all(-1).any(0)] = float('nan')
+    data = ImageData(x, *list(vars(images).values())[1:])
+    trainer = Trainer(small(), in_flight=1, retries=8, progress=False)
+    trainer.fit(data, steps=6)
+    assert trainer.failures and all(isinstance(e, TrainingError) for _, e in trainer.failures) and all(p.isfinite().all() for p in trainer.model.parameters())
+
+
+def test_buffers_come_back(images):
+    model = nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.Linear(8, 3))
+    trainer = Trainer(model, progress=False)
+    trainer.fit(images, steps=20)
+    assert model[1].num_batches_tracked >= 5 and not model[1].running_mean.eq(0).all()
+    assert model.training and set(trainer.evaluate(images)) == {'loss', 'accuracy'} and model[1].num_batches_tracked <= 20
+
+
+def test_evaluate_is_what_one_batch_would_say(images):
+    trainer = Trainer(small(dense_ffn(8)), progress=False)
+    result = trainer.evaluate(images, batch_size=7)
+    with torch.no_grad(): logits = trainer.model(images.x_test)
+    assert result['loss'] == pytest.approx(nn.functional.cross_entropy(logits, images.y_test).item(), abs=1e-5)
+    assert result['accuracy'] == pytest.approx((logits.argmax(1) == images.y_test).float().mean().item())
+
+
+def test_evaluate_bears_a_failure_and_shows_a_lasting_one(images):
+    def once(n):
+        if n == 2: raise LahError('gone')
+    assert 'loss' in Trainer(small(Layer(once)), progress=False).evaluate(images, batch_size=10)
+    def always(n): raise LahError('gone')
+    with pytest.raises(LahError, match='gone'): Trainer(small(Layer(always)), progress=False).evaluate(images, batch_size=10)
+
+
+def test_a_checkpoint_in_the_middle_of_a_fit(images, tmp_path):
+    trainer = Trainer(small(Layer(lambda n: time.sleep(0.002))), progress=False)
+    trainer.fit(images, steps=30, eval_every=7, on_step=lambda row: row['step'] == 12 and trainer.save(tmp_path / 'mid'))
+    again = Trainer(small(Layer(lambda n: None)), progress=False).load(tmp_path / 'mid')
+    assert 12 <= again.step < 18 and again.history.step.tolist() == list(range(1, again.step + 1))
+    assert sorted(again.fit(images).batch) == list(range(30))
+
+
+@pytest.mark.parametrize('make', [lambda ps: torch.optim.SGD(ps, 0.1, momentum=0.9), lambda ps: torch.optim.Adam(ps, 1e-2, amsgrad=True), lambda ps: torch.optim.Adagrad(ps, 0.1)])
+def test_any_optimizer_is_saved(images, tmp_path, make):
+    def trainer():
+        model = small(dense_ffn(8), nn.Dropout(0.3))
+        return Trainer(model, make(model.parameters()), in_flight=1, progress=False)
+    a = trainer()
+    a.fit(images, steps=5)
+    a.save(tmp_path / 'x')
+    expected = a.fit(images, steps=5).loss.tolist()
+    b = trainer().load(tmp_path / 'x')
+    assert b.fit(images, steps=5).loss.tolist() == expected
+
+
+def test_a_damaged_checkpoint_changes_nothing(images, tmp_path):
+    trainer = Trainer(small(), progress=False)
+    trainer.fit(images, steps=5)
+    raw = trainer.save(tmp_path / 'x').read_bytes()
+    before = copy.deepcopy(trainer.model.state_dict())
+    for damaged in (b'', raw[:100], raw[:-9], b'\xff' * 500):
+        (tmp_path / 'y').write_bytes(damaged)
+        with pytest.raises(TrainingError, match='not a checkpoint'): trainer.load(tmp_path / 'y')
+    with pytest.raises(TrainingError): trainer.load(tmp_path / 'nothing')
+    assert trainer.step == 5 and all(before[k].equal(v) for k, v in trainer.model.state_dict().items())
+
+
+def test_tied_weights_are_saved_once(tmp_path):
+    model = CausalTransformer([dense_ffn(64)], 50, dim=16)
+    size = Trainer(model, progress=False).save(tmp_path / 'x').stat().st_size
+    assert size < 4 * 1.1 * sum(p.numel() for p in model.parameters()) + 20_000
+    assert not [p.name for p in tmp_path.iterdir() if p.name != 'x']
+
+
+def test_in_flight_stops_when_its_caller_leaves():
+    began = []
+    results = in_flight(lambda job, slot: began.append(job) or time.sleep(0.01), iter(range(10_000)).__next__, 3)
+    with contextlib.closing(results):
+        for _ in results: break
+    n = len(began)
+    assert n < 20 and not running()
+
+
+def test_in_flight_passes_on_a_take_that_fails():
+    def take(): raise RuntimeError('no more')
+    assert [str(error) for _, _, error in in_flight(lambda job, slot: job, take, 2)] == ['no more'] * 2
+
+
+def test_constant(): assert constant(0.3) == 1

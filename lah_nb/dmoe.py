@@ -170,7 +170,8 @@ def send_forward(self: _Batch):
 @patch
 def _calls(self: _Batch, which: Tensor) -> list[Call]:
     "The calls for the experts that rows `which` have chosen"
-    layer, flat = self.layer, torch.zeros(len(self.rows), layer.k, dtype=torch.long)
+    layer = self.layer
+    flat = torch.zeros(len(self.rows), layer.k, dtype=torch.long)
     for i, size in enumerate(layer.grid): flat = flat * size + self.cells[..., i].clamp(min=0)
     wanted = torch.zeros_like(flat, dtype=torch.bool)
     wanted[which] = self.cells[which][..., 0] >= 0

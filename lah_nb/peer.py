@@ -44,7 +44,7 @@ async def _buffered_read(self, n=None):
 def tune() -> bool:
     "Patch py-libp2p 0.8; returns whether that was done"
     # libp2p logs every lost connection as an error, which in a swarm of volunteers is the weather
-    if (libp2p_log := logging.getLogger('libp2p')).level == logging.NOTSET: libp2p_log.setLevel(logging.CRITICAL)
+    if not os.environ.get('LIBP2P_DEBUG'): logging.getLogger('libp2p').setLevel(logging.CRITICAL)
     swarm_connection.logging = logging.getLogger('libp2p.network.connection.swarm_connection')  # it logs to the root logger
     if os.environ.get('LAH_TUNE') == '0' or not libp2p.__version__.startswith('0.8.'): return False
     yamux.MAX_MESSAGE_SIZE = 65519  # a Yamux frame fills one Noise message (65535 - 16) instead of spilling into a second

@@ -438,7 +438,7 @@ async def get(
 @patch
 async def _fetch(self: DHT, keys: list[str], timeout: float):
     "Look keys up into the cache; who asks for a key that is being fetched waits for that"
-    waits, new = {id(e): e for key in keys if (e := self._fetching.get(key))}, [key for key in keys if key not in self._fetching]
+    waits, new = [self._fetching[key] for key in keys if key in self._fetching], [key for key in keys if key not in self._fetching]
     if new:
         done = trio.Event()
         self._fetching.update(dict.fromkeys(new, done))
@@ -453,7 +453,7 @@ async def _fetch(self: DHT, keys: list[str], timeout: float):
             for key in new: del self._fetching[key]
             done.set()
     with trio.move_on_after(timeout):
-        for event in waits.values(): await event.wait()
+        for event in waits: await event.wait()
 
 # %% ../nbs/04_dht.ipynb #0000001d
 @patch

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['BLUE', 'ORANGE', 'GREEN', 'RED', 'PURPLE', 'SKY', 'GREY', 'short', 'training_figure', 'cost_of_event', 'grid_layout',
-           'load_figure', 'swarm_graph', 'swarm_figure', 'time_figure', 'summarize', 'report']
+           'load_figure', 'swarm_graph', 'swarm_layout', 'swarm_figure', 'time_figure', 'summarize', 'report']
 
 # %% ../nbs/15_viz.ipynb #00000003
 import html, math, os
@@ -45,7 +45,7 @@ def training_figure(
     titles = ['Training loss', *(f'Test {name}' for name, _ in tests), f'Speed ({unit} per second)']
     fig = make_subplots(len(titles), 1, shared_xaxes=True, subplot_titles=titles, vertical_spacing=0.09)
     fig.add_scatter(x=h.step, y=h.loss, mode='markers', marker=dict(size=3, color=BLUE, opacity=0.3), name='one batch', row=1, col=1)
-    fig.add_scatter(x=h.step, y=h.loss.ewm(span=max(2, len(h) / 20)).mean(), line=dict(color=BLUE, width=2.5), name='moving average', row=1, col=1)
+    fig.add_scatter(x=h.step, y=h.loss.rolling(max(2, len(h) // 20), center=True, min_periods=1).mean(), line=dict(color=BLUE, width=2.5), name='moving average', row=1, col=1)
     for row, (name, values) in enumerate(tests, 2):
         fig.add_scatter(x=h.step[values.index], y=values, mode='lines+markers', line=dict(color=GREEN, width=2), showlegend=False, name=name, row=row, col=1,
                         hovertemplate='step %{x}: %{y:.1%}<extra></extra>' if name == 'accuracy' else 'step %{x}: %{y:.1f}<extra></extra>')
@@ -58,7 +58,8 @@ def training_figure(
     fig.update_xaxes(title='step', row=len(titles), col=1)
     return _style(fig, 170 * len(titles) + 110)
 
-def _speed(h, width=15):
+def _speed(h):
+    width = max(15, len(h) // 15)
     samples, seconds = (h[key].rolling(width, min_periods=2).agg(lambda w: w.iloc[-1] - w.iloc[0]) for key in ('samples', 'seconds'))
     return samples / seconds.clip(lower=1e-3)
 
@@ -118,8 +119,8 @@ def load_figure(
             z[at], text[at] = value, '.'.join([name, *map(str, cell)])
         fig.add_heatmap(z=z, text=text, zmin=0, zmax=most, colorscale='Cividis', xgap=2, ygap=2, hovertemplate='%{text}: %{z:,} ' + unit + '<extra></extra>', hoverongaps=False,
                         showscale=column == len(grids), colorbar=dict(title=unit), row=1, col=column)
-        fig.update_xaxes(showgrid=False, dtick=max(1, columns // 8), title='last index' if len(shape) < 3 else None, showticklabels=len(shape) < 3, row=1, col=column)
-        fig.update_yaxes(showgrid=False, autorange='reversed', dtick=max(1, rows // 8), showticklabels=len(shape) == 2, title='first index' if len(shape) == 2 and column == 1 else None, row=1, col=column)
+        fig.update_xaxes(showgrid=False, constrain='domain', dtick=max(1, columns // 8), title='last index' if len(shape) < 3 else None, showticklabels=len(shape) < 3, row=1, col=column)
+        fig.update_yaxes(showgrid=False, autorange='reversed', scaleanchor=f'x{column}', constrain='domain', dtick=max(1, rows // 8), showticklabels=len(shape) == 2, title='first index' if len(shape) == 2 and column == 1 else None, row=1, col=column)
     return _style(fig, 240 if all(len(next(iter(cells))) == 1 for cells in grids.values()) else 400)
 
 # %% ../nbs/15_viz.ipynb #00000015
@@ -139,14 +140,27 @@ def swarm_graph(
         if a != b: g.add_edge(a, b, kind='knows')
     return g
 
+def swarm_layout(
+    g: nx.Graph,  # of `swarm_graph`
+) -> dict[str, tuple[float, float]]:
+    "Where to draw each peer and each expert"
+    peers = [n for n, d in g.nodes(data=True) if d['kind'] != 'expert']
+    center = nx.circular_layout(g.subgraph(peers)) if len(peers) > 1 else {n: np.zeros(2) for n in peers}
+    radius, at = 0.8 * math.sin(math.pi / max(3, len(peers))), dict(center)
+    for peer in peers:
+        hosted = [n for n in g[peer] if g.nodes[n]['kind'] == 'expert']
+        for i, uid in enumerate(hosted):  # a sunflower: as many as there are, evenly
+            r, turn = radius * math.sqrt((i + 3) / (len(hosted) + 3)), 2.399963 * i
+            hosts = [center[n] for n in g[uid]]
+            at[uid] = np.mean(hosts, 0) + r * np.array([math.cos(turn), math.sin(turn)]) / len(hosts)
+    return at
+
 def swarm_figure(
     snapshot: Mapping,  # `Snapshot.to_dict()`
-    *,
-    seed: int = 0,  # of the layout
 ) -> go.Figure:
     "The swarm as a picture"
     g = swarm_graph(snapshot)
-    at = nx.spring_layout(g, seed=seed, k=1.2 / math.sqrt(max(1, len(g))), iterations=80) if len(g) > 1 else {n: (0.0, 0.0) for n in g}
+    at = swarm_layout(g)
     fig = go.Figure()
     for kind, name, color, width in (('hosts', 'hosts', GREY, 0.7), ('knows', 'knows', SKY, 1.2)):
         ends = [at[n] if n is not None else (None, None) for a, b, d in g.edges(data=True) if d['kind'] == kind for n in (a, b, None)]
@@ -157,7 +171,7 @@ def swarm_figure(
         texts = [n if kind == 'expert' else f'{short(n)}: {g.nodes[n]["experts"]} experts, {g.nodes[n]["updates"]:,} updates' for n in nodes]
         if nodes: fig.add_scatter(x=[at[n][0] for n in nodes], y=[at[n][1] for n in nodes], mode='markers', marker=dict(size=size, color=color, symbol=symbol, line=dict(width=1, color='white')),
                                   hovertext=texts, hoverinfo='text', name=f'{name} ({len(nodes)})')
-    return _style(fig.update_xaxes(visible=False).update_yaxes(visible=False), 460, hovermode='closest')
+    return _style(fig.update_xaxes(visible=False).update_yaxes(visible=False, scaleanchor='x'), 560, hovermode='closest')
 
 # %% ../nbs/15_viz.ipynb #00000019
 def time_figure(
@@ -250,7 +264,7 @@ def report(
     parts, script = [], True
     for name, fig in figures.items():
         if fig is None: continue
-        body = fig.to_html(full_html=False, include_plotlyjs=script, config=dict(displaylogo=False, responsive=True))
+        body = fig.to_html(full_html=False, include_plotlyjs=script, config=dict(displayModeBar=False, responsive=True))
         parts.append(f'<h2>{name}</h2><p class="why">{_captions[name]}</p>{body}')
         script = False
     words = ''.join(f'<p>{html.escape(s)}</p>' for s in summarize(result, history=history, events=events))

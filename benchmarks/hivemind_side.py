@@ -1,5 +1,4 @@
-"""hivemind's half of vs_hivemind.py; runs in hivemind's own environment and prints one line of JSON.
-usage: hivemind_side.py '{"peers": 4, "grid": [16, 16], "hidden_dim": 64, "k": 4, "lr": 0.01, "batches": {"1": 20}}'"""
+"""hivemind's half of vs_hivemind.py. Runs in hivemind's own environment, prints one line of JSON: {"batch": [seconds of each step]}."""
 import json
 import subprocess
 import sys
@@ -7,30 +6,39 @@ import time
 from functools import partial
 
 import torch
+from torch import nn
 
 torch.set_num_threads(1)
 
 
-def serve(uids: list[str], hidden_dim: int, lr: float, handlers: int, initial_peers: list[str]):
-    from hivemind.moe.server import Server
-    server = Server.create(expert_uids=uids, expert_cls='ffn', hidden_dim=hidden_dim, optim_cls=partial(torch.optim.SGD, lr=lr), num_handlers=handlers,
+class PaperBlock(nn.Module):
+    "The block that `lah_nb` calls `ffn`: h -> 4h -> 4h -> h; hivemind's own `ffn` is h -> 4h -> h, a third of the parameters"
+    def __init__(self, h: int):
+        super().__init__()
+        self.layers = nn.Sequential(nn.Linear(h, 4*h), nn.LayerNorm(4*h), nn.ReLU(), nn.Linear(4*h, 4*h), nn.LayerNorm(4*h), nn.ReLU(), nn.Linear(4*h, h))
+    def forward(self, x): return x + self.layers(x)
+
+
+def serve(uids: list[str], block: str, hidden_dim: int, lr: float, handlers: int, initial_peers: list[str]):
+    from hivemind.moe.server import Server, register_expert_class
+    register_expert_class('paper', lambda batch, h: torch.empty(batch, h))(PaperBlock)
+    server = Server.create(expert_uids=uids, expert_cls=block, hidden_dim=hidden_dim, optim_cls=partial(torch.optim.SGD, lr=lr), num_handlers=handlers,
                            device='cpu', initial_peers=initial_peers, start=True)
     print('ready', *map(str, server.dht.get_visible_maddrs()), flush=True)
     sys.stdin.read()  # until the trainer is gone
     server.shutdown()
 
 
-def train(peers: int, grid: list[int], hidden_dim: int, k: int, lr: float, batches: dict[str, int], handlers: int = 4):
+def train(peers: int, grid: list[int], hidden_dim: int, k: int, lr: float, batches: dict[str, int], block: str = 'paper', handlers: int = 4):
     import hivemind
     from hivemind.moe import RemoteMixtureOfExperts
     uids = [f'ffn.{i}.{j}' for i in range(grid[0]) for j in range(grid[1])]
     servers, addrs = [], []
     for i in range(peers):
-        args = json.dumps(dict(uids=uids[i::peers], hidden_dim=hidden_dim, lr=lr, handlers=handlers, initial_peers=addrs))
+        args = json.dumps(dict(uids=uids[i::peers], block=block, hidden_dim=hidden_dim, lr=lr, handlers=handlers, initial_peers=addrs))
         servers.append(subprocess.Popen([sys.executable, __file__, '--serve', args], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True))
-        for line in servers[-1].stdout:
-            if line.startswith('ready'): break
-        else: raise SystemExit('a hivemind server did not start')
+        line = next((line for line in servers[-1].stdout if line.startswith('ready')), None)
+        if not line: raise SystemExit('a hivemind server did not start')
         addrs = addrs or line.split()[1:]
     dht = hivemind.DHT(initial_peers=addrs, start=True)
     layer = RemoteMixtureOfExperts(in_features=hidden_dim, grid_size=tuple(grid), dht=dht, uid_prefix='ffn.', k_best=k)
@@ -42,7 +50,7 @@ def train(peers: int, grid: list[int], hidden_dim: int, k: int, lr: float, batch
         return time.perf_counter() - start
 
     torch.manual_seed(0)
-    step(32), step(32)
+    for batch in map(int, batches): step(batch)
     return {batch: [step(int(batch)) for _ in range(steps)] for batch, steps in batches.items()}
 
 

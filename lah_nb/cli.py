@@ -47,30 +47,34 @@ def _peer(args) -> dict:
     summary = {}
     async def main():
         async with trio.open_nursery() as nursery:
-            if args.owned: _end_with_stdin(nursery, trio.lowlevel.current_trio_token())
-            nursery.start_soon(_signals, nursery)
+            stop = trio.Event()
+            if args.owned: _end_with_stdin(stop, trio.lowlevel.current_trio_token())
+            nursery.start_soon(_stop_on_signal, stop)
             def ready(server):
                 print('ready', *(server.network.addrs or [f'/p2p/{server.network.peer_id}']), flush=True)
                 summary.update(peer_id=server.network.peer_id, server=server, start=time.time())
-            await run_peer(listen=listen, ready=ready, **options)
-    trio.run(main, strict_exception_groups=False)
+            await run_peer(listen=listen, ready=ready, stop=stop, **options)
+            nursery.cancel_scope.cancel()
+    trio.run(main)
     if not (server := summary.get('server')): return {'peer_id': None, 'experts': 0, 'updates': 0, 'seconds': 0.}
     return {'peer_id': summary['peer_id'], 'experts': len(server.experts), 'updates': sum(e.updates for e in server.experts.values()), 'seconds': time.time() - summary['start']}
 
 # %% ../nbs/16_cli.ipynb #00000009
-async def _signals(nursery):
+async def _stop_on_signal(stop):
     import trio
     with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
-        async for _ in signals: nursery.cancel_scope.cancel()
+        async for _ in signals: stop.set()
 
-def _end_with_stdin(nursery, token, patience: float = 8.):
+def _end_with_stdin(stop, token, patience: float = 8.):
     "A child dies with its kernel: when the pipe from it closes, in order; and if that takes too long, anyway"
     def wait():
         try:
             while os.read(sys.stdin.fileno(), 4096): pass
         except OSError: pass  # a closed pipe is what it waits for
-        threading.Timer(patience, os._exit, [1]).start()
-        token.run_sync_soon(nursery.cancel_scope.cancel)
+        end = threading.Timer(patience, os._exit, [1])
+        end.daemon = True
+        end.start()
+        token.run_sync_soon(stop.set)
     threading.Thread(target=wait, name='lah-owner', daemon=True).start()
 
 # %% ../nbs/16_cli.ipynb #0000000b
@@ -244,11 +248,13 @@ def main(argv: list[str] | None = None) -> int:
         p.add_argument('--verbose', '-v', action='store_true', help='log what happens to stderr')
     args = parser.parse_args(argv)
     logging.basicConfig(stream=sys.stderr, level=logging.INFO if args.verbose else logging.WARNING, format='%(asctime)s %(name)s %(levelname)s %(message)s')
+    from lah_nb.portal import unwrap
     from lah_nb.wire import LahError
     try: result = args.run(args)
-    except LahError as error:
-        say(f'lah-nb: {error}')
-        return 1
     except KeyboardInterrupt: return 130
+    except Exception as error:
+        if not isinstance(cause := unwrap(error), LahError): raise
+        say(f'lah-nb: {cause}')
+        return 1
     if args.json: print(json.dumps(result), flush=True)
     return 0

@@ -279,7 +279,9 @@ async def lookup(
             for key, look in looks.items():
                 if not look.done:
                     for peer in look.wanted(): plan.setdefault(peer, []).append(key)
-            for peer, wanted in plan.items(): self._nursery.start_soon(self._query, peer, wanted, values, tell)
+            try:
+                for peer, wanted in plan.items(): self._nursery.start_soon(self._query, peer, wanted, values, tell)
+            except (RuntimeError, AttributeError) as error: raise LahError('the DHT of this peer has stopped') from error
             if all(look.done for look in looks.values()): break
             self._digest(await told.receive(), looks, merged)
     return {key: look.holders for key, look in looks.items()}, {key: merged.get(key, trio.current_time()) for key in looks}

@@ -223,7 +223,7 @@ def _finish(self: _Batch, lacking: Tensor):
     served = Counter()
     for call in self.calls: served.update(dict(zip(call.uids, call.counts)))
     layer.stats.add(served, dispatches=1, rows=len(self.rows), forward_seconds=report.seconds)
-    if layer.balance is not None and layer.training: layer.balance.served(self.cells[self.answered], layer.swarm.roster.living_cells(layer.uid_prefix, len(layer.grid)))
+    if layer.balance is not None and layer.training: layer.balance.served(self.cells[self.answered], layer.swarm.roster.living_cells(layer.uid_prefix, layer.grid))
     if len(lacking) and not layer.zeros_if_too_few: raise TooFewExperts(self._explain(lacking))
 
 @patch
@@ -231,7 +231,7 @@ def _explain(self: _Batch, lacking: Tensor) -> str:
     layer, roster = self.layer, self.layer.swarm.roster
     text = f'{len(lacking)} of {len(self.rows)} rows got fewer than k_min={layer.k_min} answers from the experts {layer.uid_prefix}.* within {self.report.seconds:.1f} s'
     reasons = list(dict.fromkeys(self.report.failed.values()))[:3] + [f'peer {peer} is benched: {b.why}' for peer, b in list(roster.benched.items())[:3]]
-    alive = len(roster.living_cells(layer.uid_prefix, len(layer.grid)))
+    alive = len(roster.living_cells(layer.uid_prefix, layer.grid))
     if alive < layer.k_min: reasons.append(f'{alive} living experts are known under {layer.uid_prefix!r}: start peers that host them (lah-nb peer --experts ...), or check uid_prefix and grid={layer.grid}')
     return '; '.join([text, *reasons])
 

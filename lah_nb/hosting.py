@@ -71,8 +71,9 @@ async def run_peer(
     checkpoint_dir: str | None = None,
     device: str = 'cpu',
     ready: Callable[[Server], None] = lambda server: None,  # called when it can serve
+    stop: trio.Event | None = None,  # set it to leave in order: save, withdraw, close
 ) -> None:
-    "Be a peer until cancelled"
+    "Be a peer until `stop` is set (or it is cancelled, which leaves no time to withdraw)"
     if expert_file: load_expert_file(expert_file)
     schema = expert_schema(expert_cls, hidden_dim) if experts else None
     if experts: parse_uids(experts)  # complain before anything is started
@@ -89,11 +90,10 @@ async def run_peer(
         uids = await claim(dht, experts, num_experts, schema=schema) if experts else []
         make = lambda: [Expert(uid, expert_cls, hidden_dim, optimizer=optimizer, lr=lr, device=device) for uid in uids]
         server = Server(host, dht, await trio.to_thread.run_sync(make), checkpoint_dir=checkpoint_dir)
-        # an inner nursery: the server withdraws its records while host and DHT still run
-        try:
-            async with trio.open_nursery() as inner:
-                await inner.start(server.run)
-                await dht.announce({('swarm/peers', 'here'): msgpack.packb({'addrs': host.addrs, 'experts': len(uids)}), **grid_entries(uids, expert_cls, hidden_dim)})
-                ready(server)
-                await trio.sleep_forever()
-        finally: nursery.cancel_scope.cancel()
+        async with trio.open_nursery() as inner:  # the server withdraws its records while host and DHT still run
+            await inner.start(server.run)
+            await dht.announce({('swarm/peers', 'here'): msgpack.packb({'addrs': host.addrs, 'experts': len(uids)}), **grid_entries(uids, expert_cls, hidden_dim)})
+            ready(server)
+            await (trio.sleep_forever() if stop is None else stop.wait())
+            inner.cancel_scope.cancel()
+        nursery.cancel_scope.cancel()

@@ -244,6 +244,7 @@ class Host:
         config = ConnectionConfig(min_connections=0, low_watermark=0, max_connections=2000, high_watermark=1900, dial_timeout=CONNECT_TIMEOUT,
                                   outbound_upgrade_timeout=CONNECT_TIMEOUT, inbound_upgrade_timeout=CONNECT_TIMEOUT)
         self._host = libp2p.new_host(key_pair=self.identity, sec_opt={NOISE: noise}, muxer_preference='YAMUX', listen_addrs=self.listen, connection_config=config)
+        self._host.get_network().auto_connector.maybe_connect = _dial_nobody  # it would dial whoever it has heard of, up to half of high_watermark
         for protocol in PROTOCOLS: self._host.set_stream_handler(_protocol_id(protocol), self._inbound(protocol))
 
     def __repr__(self): return f'Host({self.peer_id}, {self.addrs or "dials out only"})'
@@ -259,6 +260,7 @@ class Host:
 
 _P2P = 0x01a5
 
+async def _dial_nobody(): pass
 def _protocol_id(protocol: str) -> str: return f'/lah/{protocol}/1'
 
 # %% ../nbs/03_peer.ipynb #00000011

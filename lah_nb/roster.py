@@ -142,11 +142,12 @@ def hosts_of(self: Roster, uid: str) -> list[Hosted]:
     return [hosted for peer_id, (_, hosted) in self._hosts.get(uid.rpartition('.')[0], {}).get(uid, {}).items() if peer_id not in self.benched]
 
 @patch
-def living_cells(self: Roster, prefix: str, dims: int) -> Tensor:  # (n, dims) int64
+def living_cells(self: Roster, prefix: str, grid: Sequence[int]) -> Tensor:  # (n, d) int64
     "The cells of a grid that this trainer knows to be inhabited"
-    expires, cells = self._cells.get((prefix, dims), (0., None))
+    expires, cells = self._cells.get((prefix, grid), (0., None))
     if expires < self.clock():
         found = [uid[len(prefix) + 1:].split('.') for name, uids in list(self._hosts.items()) if f'{name}.'.startswith(f'{prefix}.') for uid in list(uids) if self.hosts_of(uid)]
-        cells = torch.tensor([list(map(int, parts)) for parts in found if len(parts) == dims], dtype=torch.long).view(-1, dims)
-        self._cells[prefix, dims] = self.clock() + 4 * FRESH, cells
+        cells = torch.tensor([list(map(int, parts)) for parts in found if len(parts) == len(grid)], dtype=torch.long).view(-1, len(grid))
+        cells = cells[(cells < torch.tensor(grid)).all(1)]
+        self._cells[prefix, grid] = self.clock() + 4 * FRESH, cells
     return cells

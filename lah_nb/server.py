@@ -121,10 +121,10 @@ async def run(self: Server, *, task_status=trio.TASK_STATUS_IGNORED):
             nursery.start_soon(self._save_regularly)
             task_status.started(self)
     finally:
-        with trio.CancelScope(shield=True, deadline=trio.current_time() + 3.):
+        self.save()
+        with trio.CancelScope(shield=True, deadline=trio.current_time() + 1.5):
             try: await self.dht.withdraw()
             except LahError as error: log.warning('could not withdraw, the records will expire: %s', error)
-        self.save()
 
 @patch
 async def announce(self: Server):

@@ -67,7 +67,7 @@ class LocalPeer:
         try: self.process.stdin.close()
         except OSError: pass  # it has gone already
 
-    def stop(self, timeout: float = 5.):
+    def stop(self, timeout: float = 8.):
         "End it in peace, or by force after `timeout` seconds"
         self.ask_to_stop()
         self._reap(timeout)
@@ -190,7 +190,7 @@ def close(self: Swarm):
     if self._closed: return
     self._closed = True
     for peer in self.local_peers: peer.ask_to_stop()
-    deadline = time.monotonic() + 5.
+    deadline = time.monotonic() + 8.
     for peer in self.local_peers: peer.stop(max(deadline - time.monotonic(), 0.1))
     if hasattr(self, '_scope'): self.portal.run(stop_owned, self._scope, self._ended, timeout=5.)
     close_portal(self.portal)

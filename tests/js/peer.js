@@ -9,7 +9,7 @@ import { multiaddr } from '@multiformats/multiaddr'
 import { createLibp2p } from 'libp2p'
 
 const node = await createLibp2p({
-  transports: [tcp()], connectionEncrypters: [noise()], streamMuxers: [yamux()], services: { identify: identify(), ping: ping() }
+  transports: [tcp()], connectionEncrypters: [noise()], streamMuxers: [yamux()], services: { identify: identify({ runOnConnectionOpen: false }), ping: ping() }
 })
 const connection = await node.dial(multiaddr(process.argv[2]), { signal: AbortSignal.timeout(10_000) })
 const { protocols, agentVersion } = await node.services.identify.identify(connection)

@@ -1,0 +1,32 @@
+"Every test leaves the machine as it found it: no thread, no process, no file descriptor to a dead swarm."
+import os, threading, time
+
+import psutil, pytest, torch
+
+torch.set_num_threads(1)
+
+
+def ours():
+    return {t for t in threading.enumerate() if t.name.startswith('lah-')}, {p.pid for p in psutil.Process().children(recursive=True)}
+
+
+@pytest.fixture(autouse=True)
+def no_leaks(request):
+    "Fails a test that leaves threads or processes behind; what a module's or session's fixture owns was there before"
+    threads, processes = ours()
+    yield
+    deadline = time.monotonic() + 5  # a thread that was told to end may be about to
+    while time.monotonic() < deadline:
+        left, children = ours()
+        left, children = left - threads, children - processes
+        if not left and not children: return
+        time.sleep(0.05)
+    assert not left, f'threads left behind: {left}'
+    assert not children, f'processes left behind: {[psutil.Process(pid).cmdline() for pid in children if psutil.pid_exists(pid)]}'
+
+
+@pytest.fixture(scope='module')
+def swarm():
+    "Four peers with 64 small experts, shared by the tests of a module"
+    from lah_nb.swarm import Swarm
+    with Swarm.local(peers=4, experts='ffn.[0:8].[0:8]', hidden_dim=16) as swarm: yield swarm

@@ -355,7 +355,7 @@ async def join(self: DHT, peers: dict[str, list[str]], *, timeout: float = 10.):
             if any(replies): break
             await trio.sleep(0.2 * 2 ** attempt)
     if not self.peers: raise NoPeers(f'nobody answered at {", ".join(a for addrs in peers.values() for a in addrs)}: is that peer running, is the address complete, does a firewall stand between?')
-    await self.lookup([_own_key(self), *(f'refresh/{i}/{self.peer_id}' for i in range(8))], values=False, timeout=timeout)
+    await self.lookup([_own_key(self), *(f'refresh/{i}/{self.peer_id}' for i in range(3))], values=False, timeout=timeout)
 
 def _own_key(self) -> str: return f'peer/{self.peer_id}'
 

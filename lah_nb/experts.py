@@ -20,6 +20,8 @@ from fastcore.basics import patch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import nn
+from torch.optim.adam import adam
+from torch.optim.sgd import sgd
 
 from .wire import LahError
 
@@ -195,26 +197,35 @@ def load_expert_file(
     return _files[key]
 
 # %% ../nbs/05_experts.ipynb #0000001f
-_ADAM = 'step', 'exp_avg', 'exp_avg_sq'
-OPTIMIZERS = {'adam': (torch.optim.Adam, {}, _ADAM), 'amsgrad': (torch.optim.Adam, dict(amsgrad=True), (*_ADAM, 'max_exp_avg_sq')), 'sgd': (torch.optim.SGD, {}, ())}
+_MOMENTS = 'step', 'exp_avg', 'exp_avg_sq'
+OPTIMIZERS = {'adam': _MOMENTS, 'amsgrad': (*_MOMENTS, 'max_exp_avg_sq'), 'sgd': ()}  # name -> what it remembers
+_FUSED = dict(fused=True) if tuple(map(int, torch.__version__.split('.')[:2])) >= (2, 4) else {}
 
-def _optimizer(name: str, flat: nn.Parameter, lr: float) -> torch.optim.Optimizer:
-    if name not in OPTIMIZERS: raise ExpertError(f'no optimizer {name!r}; choose one of {", ".join(OPTIMIZERS)}')
-    make, options, _ = OPTIMIZERS[name]
-    try: return make([flat], lr=lr, fused=True, **options)
-    except (RuntimeError, TypeError): return make([flat], lr=lr, **options)  # torch before 2.4, or a device without the fused kernel
+def _optimize(name: str, flat: torch.Tensor, grad: torch.Tensor, moments: dict[str, torch.Tensor], lr: float):
+    "One step of torch's SGD or Adam, with torch's defaults"
+    if name == 'sgd': return sgd([flat], [grad], [None], foreach=False, weight_decay=0.0, momentum=0.0, lr=lr, dampening=0.0, nesterov=False, maximize=False, **_FUSED)
+    if not moments: moments.update({key: torch.zeros((), device=flat.device) if key == 'step' else torch.zeros_like(flat) for key in OPTIMIZERS[name]})
+    step, first, second, *largest = [[moments[key]] for key in OPTIMIZERS[name]]
+    adam([flat], [grad], first, second, largest[0] if largest else [], step, foreach=False, amsgrad=name == 'amsgrad', beta1=0.9, beta2=0.999, lr=lr,
+         weight_decay=0.0, eps=1e-8, maximize=False, **_FUSED)
 
-def _flatten(module: nn.Module) -> nn.Parameter:
-    "Make the trainable parameters of `module` views of one tensor, and their gradients views of its gradient"
-    parameters = [p for p in module.parameters() if p.requires_grad]
-    if len({p.dtype for p in parameters}) > 1: raise ExpertError(f'parameters of one dtype are needed, {type(module).__name__} has {sorted({str(p.dtype) for p in parameters})}')
-    flat = nn.Parameter(torch.cat([p.data.reshape(-1) for p in parameters]) if parameters else torch.zeros(0))
-    flat.grad = torch.zeros_like(flat)
-    sizes = [p.numel() for p in parameters]
-    for p, data, grad in zip(parameters, flat.data.split(sizes), flat.grad.split(sizes)): p.data, p.grad = data.view_as(p), grad.view_as(p)
+# %% ../nbs/05_experts.ipynb #00000021
+_thread = threading.local()
+
+def _flatten(parameters: list[nn.Parameter]) -> torch.Tensor:
+    "Make `parameters` views of one tensor, and give that"
+    if len({p.dtype for p in parameters}) > 1: raise ExpertError(f'all parameters of an expert have one dtype; found {sorted({str(p.dtype) for p in parameters})}')
+    flat = torch.cat([p.data.reshape(-1) for p in parameters]) if parameters else torch.zeros(0)
+    for p, data in zip(parameters, flat.split([p.numel() for p in parameters])): p.data = data.view_as(p)
     return flat
 
-# %% ../nbs/05_experts.ipynb #00000020
+def _gradient(flat: torch.Tensor) -> torch.Tensor:
+    "Zeros as large as `flat`, shared by all that this thread runs"
+    buffers, key = _thread.__dict__.setdefault('buffers', {}), (flat.numel(), flat.dtype, flat.device)
+    if key not in buffers: buffers[key] = torch.empty_like(flat)
+    return buffers[key].zero_()
+
+# %% ../nbs/05_experts.ipynb #00000023
 class Expert:
     "A module with its own optimizer; one thread at a time"
     def __init__(
@@ -229,17 +240,19 @@ class Expert:
         seed: int = None,  # of the first weights; by default the uid decides
     ):
         split_uid(uid)
+        if optimizer not in OPTIMIZERS: raise ExpertError(f'no optimizer {optimizer!r}; choose one of {", ".join(OPTIMIZERS)}')
         self.uid, self.expert_cls, self.hidden_dim, self.clip, self.device = uid, expert_cls, hidden_dim, clip, torch.device(device)
         self.module, self.schema, self.together = _build(expert_cls, hidden_dim, zlib.crc32(uid.encode()) if seed is None else seed)
-        self.flat = _flatten(self.module.to(self.device))
-        self.optimizer_name, self.optimizer = optimizer, _optimizer(optimizer, self.flat, lr)
+        self.parameters = [p for p in self.module.to(self.device).parameters() if p.requires_grad]
+        self.flat, self.grad = _flatten(self.parameters), None
+        self.optimizer, self.lr, self.moments = optimizer, lr, {}  # the moments come with the first step
         self.updates = self.rows_forward = self.rows_backward = self.refused = 0
         self.grad_norm = 0.0  # running mean, before clipping
 
     def __repr__(self):
-        return f'Expert({self.uid!r}, {self.expert_cls!r}, {self.hidden_dim}, {self.optimizer_name}, {self.flat.numel():,} parameters, {self.updates} updates)'
+        return f'Expert({self.uid!r}, {self.expert_cls!r}, {self.hidden_dim}, {self.optimizer}, {self.flat.numel():,} parameters, {self.updates} updates)'
 
-# %% ../nbs/05_experts.ipynb #00000023
+# %% ../nbs/05_experts.ipynb #00000026
 @patch
 def check(
     self: Expert,
@@ -255,7 +268,7 @@ def check(
     if tuple(grad.shape) != shape or not grad.is_floating_point():
         raise ExpertError(f'{self.uid} gave {shape} for this input; its gradient cannot be {str(grad.dtype).removeprefix("torch.")} of shape {tuple(grad.shape)}')
 
-# %% ../nbs/05_experts.ipynb #00000026
+# %% ../nbs/05_experts.ipynb #00000029
 @patch
 def _run(self: Expert, x: torch.Tensor, seed: int) -> torch.Tensor:
     if self.together: return self.module(x)
@@ -289,7 +302,7 @@ def forward(
     self.check(x)
     return self.forward_batch([(x, seed)])[0]
 
-# %% ../nbs/05_experts.ipynb #00000029
+# %% ../nbs/05_experts.ipynb #0000002c
 def _finite(t: torch.Tensor) -> bool:
     # A finite sum proves finite terms and is much quicker to take than `isfinite().all()`; a large sum proves nothing.
     return not t.is_floating_point() or math.isfinite(t.sum()) or bool(t.isfinite().all())
@@ -305,7 +318,7 @@ def backward_batch(
     self.refused += len(parts) - len(good)
     if not good: return results
     groups = [good] if self.together else [[i] for i in good]
-    self.flat.grad.zero_()
+    self._zero_grad()
     for group in groups:
         for i, gx in zip(group, self._accumulate([parts[i] for i in group])): results[i] = gx
     if not self._step():
@@ -314,6 +327,13 @@ def backward_batch(
         return results
     self.rows_backward += sum(len(parts[i][0]) for i in good)
     return results
+
+@patch
+def _zero_grad(self: Expert):
+    grad = _gradient(self.flat)
+    if grad is self.grad: return
+    self.grad = grad
+    for p, view in zip(self.parameters, grad.split([p.numel() for p in self.parameters])): p.grad = view.view_as(p)
 
 @patch
 def _accumulate(self: Expert, parts: list[tuple]) -> list[torch.Tensor]:
@@ -326,14 +346,14 @@ def _accumulate(self: Expert, parts: list[tuple]) -> list[torch.Tensor]:
     gx = torch.zeros_like(x, dtype=grad.dtype) if x.grad is None else x.grad
     return list(gx.cpu().split([len(x) for x, _, _ in parts]))
 
-# %% ../nbs/05_experts.ipynb #0000002a
+# %% ../nbs/05_experts.ipynb #0000002d
 @patch
 def _step(self: Expert) -> bool:
     "Clip and step; `False`, and nothing changed, if the gradient is not finite"
-    norm = float(torch.linalg.vector_norm(self.flat.grad))
+    norm = float(torch.linalg.vector_norm(self.grad))
     if not math.isfinite(norm): return False
-    if self.clip is not None and norm > self.clip: self.flat.grad.mul_(self.clip / (norm + 1e-6))
-    if len(self.flat): self.optimizer.step()
+    if self.clip is not None and norm > self.clip: self.grad.mul_(self.clip / (norm + 1e-6))
+    if len(self.flat): _optimize(self.optimizer, self.flat, self.grad, self.moments, self.lr)
     self.updates += 1
     self.grad_norm += (norm - self.grad_norm) / min(self.updates, 100)
     return True
@@ -351,12 +371,11 @@ def backward(
     if isinstance(result, BadGradient): raise result
     return result
 
-# %% ../nbs/05_experts.ipynb #00000035
+# %% ../nbs/05_experts.ipynb #00000038
 @patch
 def state(self: Expert) -> dict[str, torch.Tensor]:
     "A copy of weights and optimizer under flat names"
-    optimizer = self.optimizer.state.get(self.flat, {})
-    tensors = {f'module.{name}': t for name, t in self.module.state_dict().items()} | {f'optimizer.{name}': t for name, t in optimizer.items() if t is not None}
+    tensors = {f'module.{name}': t for name, t in self.module.state_dict().items()} | {f'optimizer.{name}': t for name, t in self.moments.items()}
     return {name: t.detach().cpu().clone() for name, t in tensors.items()} | {'updates': torch.tensor(self.updates)}
 
 @patch
@@ -366,7 +385,7 @@ def load_state(
 ):
     "Become the expert that `tensors` describe; on any misfit raise `ExpertError` and stay as before"
     module = {f'module.{name}': t.shape for name, t in self.module.state_dict().items()} | {'updates': ()}
-    moments = {f'optimizer.{name}': () if name == 'step' else self.flat.shape for name in OPTIMIZERS[self.optimizer_name][2]}
+    moments = {f'optimizer.{name}': () if name == 'step' else self.flat.shape for name in OPTIMIZERS[self.optimizer]}
     extra = sorted(set(tensors) - set(module))
     want = module | moments if extra else module
     if set(tensors) != set(want): raise ExpertError(f'{self.uid} is {self!r}; a state with other tensors was given: {", ".join(sorted(set(tensors) ^ set(want))[:4])}')
@@ -374,11 +393,10 @@ def load_state(
         if tuple(t.shape) != tuple(want[name]): raise ExpertError(f'{self.uid}: {name} has shape {tuple(t.shape)} where {tuple(want[name])} is needed')
         if not _finite(t): raise ExpertError(f'{self.uid}: {name} has NaN or infinity in it')
     self.module.load_state_dict({name.removeprefix('module.'): t for name, t in tensors.items() if name.startswith('module.')})
-    fresh = self.optimizer.state_dict()
-    self.optimizer.load_state_dict(fresh | {'state': {0: {name.removeprefix('optimizer.'): tensors[name].clone() for name in extra}} if extra else {}})
+    self.moments = {name.removeprefix('optimizer.'): tensors[name].to(self.device, copy=True) for name in extra}
     self.updates = int(tensors['updates'])
 
-# %% ../nbs/05_experts.ipynb #00000037
+# %% ../nbs/05_experts.ipynb #0000003a
 def expert_path(
     folder: str,
     uid: str,
@@ -394,7 +412,7 @@ def save_expert(
     "Write `expert` to `folder`, whole or not at all"
     path = expert_path(folder, expert.uid)
     path.parent.mkdir(parents=True, exist_ok=True)
-    about = dict(uid=expert.uid, expert_cls=expert.expert_cls, hidden_dim=expert.hidden_dim, optimizer=expert.optimizer_name, updates=expert.updates)
+    about = dict(uid=expert.uid, expert_cls=expert.expert_cls, hidden_dim=expert.hidden_dim, optimizer=expert.optimizer, updates=expert.updates)
     part = path.with_name(f'.{path.name}.{os.getpid()}.part')
     try:
         part.write_bytes(save(expert.state(), metadata={key: str(value) for key, value in about.items()}))

@@ -44,6 +44,7 @@ class Portal:
         future, scope = concurrent.futures.Future(), trio.CancelScope()
         future.scope = scope
         async def task():
+            if not future.set_running_or_notify_cancel(): return  # given up before it began
             with scope:
                 try: result = await afn(*args)
                 except trio.Cancelled:

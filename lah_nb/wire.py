@@ -220,8 +220,8 @@ class Assembler:
                 if len(buffer) - at < _CHUNK.size + size: break
                 start = at + _CHUNK.size
                 at = start + size
-                with memoryview(buffer) as view, view[start:at] as payload: done = self._chunk(kind, id, payload)
-                if done: yield done
+                with memoryview(buffer) as view: payload = bytes(view[start:at])
+                if done := self._chunk(kind, id, payload): yield done
         finally: del buffer[:at]
 
     def close(self):

@@ -1,4 +1,6 @@
 "What would spoil the reading of `05_experts`: every class against plain torch, hostile states, seeds under threads"
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -163,6 +165,28 @@ def test_experts_of_two_peers_in_one_process_keep_their_dropout(registry):
     for thread in threads: thread.start()
     for thread in threads: thread.join()
     assert not wrong
+
+
+def test_threads_do_not_share_gradients():
+    "Within a thread all experts of one size share the memory of one gradient"
+    experts = [Expert(f'ffn.{i}', 'ffn', 32) for i in range(4)]
+    alone = [Expert(f'ffn.{i}', 'ffn', 32) for i in range(4)]
+    x, grad = torch.randn(20, 3, 32), torch.randn(20, 3, 32)
+    def work(expert):
+        for step in range(20): expert.backward(x[step], grad[step])
+    threads = [threading.Thread(target=work, args=(expert,)) for expert in experts]
+    for thread in threads: thread.start()
+    for thread in threads: thread.join()
+    for expert in alone: work(expert)
+    assert all(torch.equal(a.flat, b.flat) for a, b in zip(experts, alone))
+    assert alone[0].grad is alone[1].grad and experts[0].grad is not experts[1].grad
+
+
+def test_starting_an_expert_does_not_import_the_compiler():
+    "`torch._dynamo` costs every peer 70 MB and a second or more"
+    code = ('import sys, torch\nfrom lah_nb.experts import Expert\nfor name, shape in dict(ffn=(2, 8), transformer=(2, 3, 8)).items():\n'
+            '    Expert(name + ".0", name, 8).backward(torch.ones(shape), torch.ones(shape))\nassert "torch._dynamo" not in sys.modules')
+    subprocess.run([sys.executable, '-c', code], check=True)
 
 
 def test_files_of_classes(tmp_path, registry):

@@ -1,0 +1,209 @@
+"Records over many peers: in memory under a clock that skips the waiting, and over libp2p with processes that stop."
+import os, random, signal, subprocess, sys, time
+
+import pytest, trio, trio.testing
+
+from lah_nb.dht import DHT, NoPeers, Record
+from lah_nb.network import MemoryHub, Unreachable, new_identity, peer_id_of
+from lah_nb.peer import Host, Peer
+from lah_nb.swarm import Swarm
+from lah_nb.wire import LahError
+
+
+def simulate(afn): return trio.run(afn, clock=trio.testing.MockClock(autojump_threshold=0))
+
+
+async def start(hub, n, nursery):
+    dhts = []
+    for _ in range(n):
+        dht = DHT(hub.peer(), clock=trio.current_time)
+        await nursery.start(dht.run)
+        if dhts: await dht.join({(first := hub.random.choice(dhts)).peer_id: first.network.addrs})
+        dhts.append(dht)
+    return dhts
+
+
+def test_two_hundred_peers_in_memory():
+    "All of 200 experts are found from anywhere, and still are right after 30% of the peers fell silent"
+    async def main():
+        async with MemoryHub(latency=0.03) as hub, trio.open_nursery() as nursery:
+            dhts = await start(hub, 200, nursery)
+            for i, dht in enumerate(dhts[:100]): await dht.announce({('experts/ffn', str(2 * i)): b'', ('experts/ffn', str(2 * i + 1)): b''})
+            for dht in random.Random(0).sample(dhts, 10): assert len((await dht.get(['experts/ffn'], max_age=0))['experts/ffn']) == 200
+            for dht in dhts[130:190]: dht.network.silent = True
+            for dht in dhts[100:110]:
+                begin = trio.current_time()
+                assert len((await dht.get(['experts/ffn'], max_age=0))['experts/ffn']) == 200
+                assert trio.current_time() - begin < 5
+            nursery.cancel_scope.cancel()
+    simulate(main)
+
+
+def test_records_expire_unless_renewed_and_withdrawn_ones_are_gone():
+    async def main():
+        async with MemoryHub(latency=0.01) as hub, trio.open_nursery() as nursery:
+            a, b, c, d = await start(hub, 4, nursery)
+            await a.announce({('experts/ffn', '1'): b'a'})
+            await b.announce({('experts/ffn', '1'): b'b', ('experts/ffn', '2'): b'b'})
+            async def read(): return sorted((r.subkey, r.value) for r in (await d.get(['experts/ffn'], max_age=0))['experts/ffn'])
+            await trio.sleep(100)
+            assert await read() == [('1', b'a'), ('1', b'b'), ('2', b'b')]  # renewed ten times
+            await b.withdraw([('experts/ffn', '1')])
+            assert await read() == [('1', b'a'), ('2', b'b')]
+            a.network.silent = True
+            await trio.sleep(31)
+            assert await read() == [('2', b'b')]
+            nursery.cancel_scope.cancel()
+    simulate(main)
+
+
+def test_background_renewal_sees_newcomers():
+    async def main():
+        async with MemoryHub(latency=0.01) as hub, trio.open_nursery() as nursery:
+            a, b, c = await start(hub, 3, nursery)
+            await a.announce({('experts/ffn', '1'): b'a'})
+            assert len((await c.get(['experts/ffn']))['experts/ffn']) == 1
+            await b.announce({('experts/ffn', '2'): b'b'})
+            await trio.sleep(5)
+            asked = c.network.calls
+            assert len((await c.get(['experts/ffn']))['experts/ffn']) == 2
+            assert c.network.calls == asked  # from the cache
+            nursery.cancel_scope.cancel()
+    simulate(main)
+
+
+def test_nobody_writes_in_anothers_name():
+    async def main():
+        async with MemoryHub() as hub, trio.open_nursery() as nursery:
+            a, b, c = await start(hub, 3, nursery)
+            await a.announce({('experts/ffn', '1'): b'a'})
+            [record] = (await b.get(['experts/ffn'], max_age=0))['experts/ffn']
+            later = Record(record.key, record.subkey, record.author, None, record.seq + 10**6, record.ttl)
+            for forged in later.signed(b.network.sign), Record(**{**later.__dict__, 'signature': record.signature}):
+                with pytest.raises(LahError, match='not signed'):
+                    await b.network.call(c.peer_id, 'dht.store', {'records': [forged.to_list(30.)], 'addrs': []}, timeout=2)
+            assert len((await c.get(['experts/ffn'], max_age=0))['experts/ffn']) == 1
+            nursery.cancel_scope.cancel()
+    simulate(main)
+
+
+def test_an_old_record_played_back_stays_dead():
+    async def main():
+        async with MemoryHub() as hub, trio.open_nursery() as nursery:
+            a, b, c = await start(hub, 3, nursery)
+            await a.announce({('experts/ffn', '1'): b'a'})
+            [record] = (await b.get(['experts/ffn'], max_age=0))['experts/ffn']
+            await a.withdraw()
+            await trio.sleep(60)
+            for dht in a, c:
+                meta, _ = await b.network.call(dht.peer_id, 'dht.store', {'records': [record.to_list(30.)], 'addrs': []}, timeout=2)
+                assert meta['stored'] == 0
+            assert (await c.get(['experts/ffn'], max_age=0))['experts/ffn'] == []
+            nursery.cancel_scope.cancel()
+    simulate(main)
+
+
+def test_clocks_that_disagree():
+    "An author whose clock is a day off, or was set back, is heard all the same"
+    async def main():
+        async with MemoryHub() as hub, trio.open_nursery() as nursery:
+            dhts = await start(hub, 3, nursery)
+            dhts[0].clock = lambda: trio.current_time() + 86400
+            await dhts[0].announce({('experts/ffn', '1'): b''})
+            dhts[0].clock = lambda: trio.current_time() + 100.
+            dhts[0]._seq = 0  # as after a restart
+            for _ in range(2): await dhts[0].announce({('experts/ffn', '2'): b''})  # the first is refused, and says why
+            assert len((await dhts[2].get(['experts/ffn'], max_age=0))['experts/ffn']) == 2
+            nursery.cancel_scope.cancel()
+    simulate(main)
+
+
+@pytest.mark.parametrize('method, meta', [
+    ('dht.find', {}), ('dht.find', {'keys': ['x'], 'values': True, 'addrs': []}), ('dht.find', {'keys': ['a/b'] * 2000, 'values': True, 'addrs': []}), ('dht.find', {'keys': [b'a/b'], 'values': True, 'addrs': []}),
+    ('dht.find', {'keys': ['a/b'], 'values': True, 'addrs': ['not an address']}), ('dht.store', {'records': [[]], 'addrs': []}), ('dht.store', {'records': 5, 'addrs': []}),
+    ('dht.store', {'records': [['k/', 's', 'a', b'', -1, 30., b'', 30.]], 'addrs': []}), ('dht.store', {'records': [['k/', 's', 'a', b'', 1, 1e9, b'', 30.]], 'addrs': []})])
+def test_hostile_requests_are_refused(method, meta):
+    async def main():
+        async with MemoryHub() as hub, trio.open_nursery() as nursery:
+            a, b = await start(hub, 2, nursery)
+            with pytest.raises(LahError): await a.network.call(b.peer_id, method, meta, timeout=2)
+            nursery.cancel_scope.cancel()
+    simulate(main)
+
+
+def test_a_lying_peer_is_shunned_and_the_rest_found():
+    async def main():
+        async with MemoryHub() as hub, trio.open_nursery() as nursery:
+            dhts = await start(hub, 6, nursery)
+            await dhts[0].announce({('experts/ffn', '1'): b'x'})
+            async def lie(request): return {'near': [['../../etc']], 'addrs': {}, 'found': [[['experts/ffn', '9', dhts[0].peer_id, b'fake', 1, 30., b'0' * 64, 30.]]]}, ()
+            dhts[3].network.serve('dht.find', lie)
+            found = (await dhts[5].get(['experts/ffn'], max_age=0))['experts/ffn']
+            assert [r.subkey for r in found] == ['1'] and dhts[3].peer_id in dhts[5].shunned
+            nursery.cancel_scope.cancel()
+    simulate(main)
+
+
+def test_joining_nobody_says_so():
+    with pytest.raises(NoPeers, match='is that peer running'): Swarm.join(f'/ip4/127.0.0.1/tcp/9/p2p/{peer_id_of(new_identity())}', timeout=3)
+
+
+SEVERAL = '''
+import sys, trio
+from lah_nb.dht import DHT
+from lah_nb.peer import Host, split_addr
+async def main(n, first, addrs):
+    async with trio.open_nursery() as nursery:
+        for i in range(n):
+            host = Host()
+            await nursery.start(host.run)
+            dht = DHT(host)
+            await nursery.start(dht.run)
+            seeds = {}
+            for addr in addrs: seeds.setdefault(split_addr(addr)[0], []).append(addr)
+            if seeds: await dht.join(seeds)
+            addrs = addrs or host.addrs
+            await dht.announce({('experts/ffn', str(first + i)): b''})
+        print(addrs[0], flush=True)
+        await trio.to_thread.run_sync(sys.stdin.read, abandon_on_cancel=True)
+        nursery.cancel_scope.cancel()
+trio.run(main, int(sys.argv[1]), int(sys.argv[2]), sys.argv[3:])
+'''
+
+
+@pytest.fixture
+def processes():
+    started = []
+    def start(n, first, *addrs):
+        p = subprocess.Popen([sys.executable, '-c', SEVERAL, str(n), str(first), *addrs], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        started.append(p)
+        return p, p.stdout.readline().strip()
+    yield start
+    for p in started:
+        p.kill(), p.wait()
+        p.stdin.close(), p.stdout.close()
+
+
+@pytest.mark.timeout(300)
+def test_thirty_two_peers_over_libp2p_and_a_third_of_them_stopped(processes):
+    first, addr = processes(11, 0)
+    processes(11, 11, addr)
+    victim, _ = processes(10, 22, addr)
+    with Swarm.join(addr, timeout=30) as swarm:
+        def read(max_age=0., timeout=5.): return {r.subkey for r in swarm.portal.run(lambda: swarm.dht.get(['experts/ffn'], max_age=max_age, timeout=timeout))['experts/ffn']}
+        for _ in range(5): assert read() == {str(i) for i in range(32)}
+        os.kill(victim.pid, signal.SIGSTOP)
+        time.sleep(10)
+        for _ in range(10):
+            begin = time.monotonic()
+            assert read() >= {str(i) for i in range(22)}
+            assert time.monotonic() - begin < 5
+        os.kill(victim.pid, signal.SIGCONT)
+
+
+@pytest.mark.timeout(300)
+def test_sixty_four_peers_over_libp2p(processes):
+    _, addr = processes(32, 0)
+    processes(32, 32, addr)
+    with Swarm.join(addr, timeout=30) as swarm:
+        for _ in range(3): assert len(swarm.portal.run(lambda: swarm.dht.get(['experts/ffn'], max_age=0))['experts/ffn']) == 64

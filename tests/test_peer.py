@@ -1,0 +1,266 @@
+"Calls over real sockets: quick, bounded, calm with hostile and silent peers. Pitfalls of py-libp2p 0.8 each have a test."
+import asyncio, os, signal, socket, struct, subprocess, sys, threading, time
+from concurrent.futures import CancelledError, ThreadPoolExecutor
+
+import pytest, torch, trio
+from libp2p.network import swarm as libp2p_swarm
+from libp2p.peer.id import ID
+from libp2p.stream_muxer.yamux import yamux
+
+from lah_nb.network import CallTimeout, Refused, Unreachable, new_identity, peer_id_of
+from lah_nb.peer import AddressError, Peer, _protocol_id, load_identity, split_addr, tuned
+from lah_nb.wire import REQUEST, LahError, chunks, pack
+
+ECHO = '''
+import sys, time, trio
+from lah_nb.peer import Peer
+async def echo(request): return request.meta, request.tensors
+async def sleep(request): await trio.sleep_forever()
+peer = Peer()
+peer.serve('call.echo', echo), peer.serve('call.sleep', sleep)
+print(peer.addrs[0], flush=True)
+sys.stdin.read()
+'''
+
+
+async def echo(request): return request.meta, request.tensors
+
+
+@pytest.fixture
+def pair():
+    with Peer() as a, Peer() as b:
+        for peer in a, b: peer.serve('call.echo', echo)
+        b.connect(a.addrs[0])
+        yield a, b
+
+
+@pytest.fixture
+def other_process():
+    "A peer in a process of its own, to be stopped and killed"
+    process = subprocess.Popen([sys.executable, '-c', ECHO], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    try: yield process, process.stdout.readline().strip()
+    finally:
+        process.kill()
+        process.wait()
+        process.stdout.close(), process.stdin.close()
+
+
+def test_from_threads_and_asyncio(pair):
+    a, b = pair
+    x = torch.randn(100)
+    with ThreadPoolExecutor(16) as pool: results = list(pool.map(lambda i: b.call(a.peer_id, 'call.echo', {'i': i}, [x + i], timeout=20), range(64)))
+    for i, (meta, (y,)) in enumerate(results): assert meta == {'i': i} and torch.equal(y, x + i)
+    async def several(): return await asyncio.gather(*(b.acall(a.peer_id, 'call.echo', {'i': i}, timeout=20) for i in range(20)))
+    assert [meta['i'] for meta, _ in asyncio.run(several())] == list(range(20))
+
+
+def test_cancelled_asyncio_cell_cancels_the_call(pair):
+    a, b = pair
+    ended = threading.Event()
+    async def sleep(request):
+        try: await trio.sleep_forever()
+        finally: ended.set()
+    a.serve('call.sleep', sleep)
+    async def cell():
+        task = asyncio.create_task(b.acall(a.peer_id, 'call.sleep', timeout=60))
+        await asyncio.sleep(0.3)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError): await task
+    asyncio.run(cell())
+    assert ended.wait(5)  # the handler at the far end was told
+    assert b.call(a.peer_id, 'call.echo', {'n': 1}, timeout=5)[0] == {'n': 1}
+
+
+def test_giving_up_in_the_middle_of_a_write_leaves_the_connection_whole(pair):
+    "py-libp2p: cancelling a write corrupts the connection for all its streams; ours is never cancelled"
+    a, b = pair
+    big = torch.zeros(8 << 20)
+    for _ in range(3):
+        with pytest.raises(CallTimeout): b.call(a.peer_id, 'call.echo', {}, [big], timeout=0.02)
+        assert torch.equal(b.call(a.peer_id, 'call.echo', {}, [torch.arange(5)], timeout=20)[1][0], torch.arange(5))
+    assert torch.equal(b.call(a.peer_id, 'call.echo', {}, [big], timeout=30)[1][0], big)
+
+
+def test_small_calls_pass_large_ones(pair):
+    a, b = pair
+    b.call(a.peer_id, 'call.echo', {}, timeout=20)
+    order = []
+    def call(name, n):
+        b.call(a.peer_id, 'call.echo', {}, [torch.zeros(n)], timeout=60)
+        order.append(name)
+    large = threading.Thread(target=call, args=('large', 32 << 20))
+    large.start()
+    time.sleep(0.05)
+    call('small', 10)
+    large.join(60)
+    assert order == ['small', 'large']
+
+
+def test_full_duplex(pair):
+    "py-libp2p's mplex deadlocks here, which is why only Yamux is offered"
+    a, b = pair
+    big = torch.zeros(4 << 20)
+    with ThreadPoolExecutor(4) as pool:
+        futures = [pool.submit(x.call, y.peer_id, 'call.echo', {}, [big], timeout=60) for x, y in ((a, b), (b, a)) for _ in range(2)]
+        for future in futures: assert len(future.result(90)[1][0]) == 4 << 20
+
+
+def test_a_peer_with_no_address_is_called_over_its_own_connection():
+    with Peer() as a, Peer(listen=()) as b:
+        b.serve('call.echo', echo)
+        b.connect(a.addrs[0])
+        assert b.addrs == [] and a.call(b.peer_id, 'call.echo', {'n': 1}, timeout=10)[0] == {'n': 1}
+
+
+def test_a_stopped_peer_is_noticed_and_no_call_outlives_its_deadline(other_process):
+    "py-libp2p keeps a stopped peer connected for over 45 s"
+    process, addr = other_process
+    with Peer(listen=()) as b:
+        peer_id = b.connect(addr, timeout=20)
+        b.call(peer_id, 'call.echo', {}, timeout=20)
+        os.kill(process.pid, signal.SIGSTOP)
+        start = time.monotonic()
+        with pytest.raises(CallTimeout): b.call(peer_id, 'call.echo', {}, timeout=0.5)
+        assert time.monotonic() - start < 1.5
+        start = time.monotonic()
+        with pytest.raises(Unreachable, match='silent'): b.call(peer_id, 'call.echo', {}, timeout=30)
+        assert time.monotonic() - start < 6
+        os.kill(process.pid, signal.SIGCONT)
+        assert b.call(peer_id, 'call.echo', {'n': 2}, timeout=20)[0] == {'n': 2}  # dialled again
+
+
+def test_a_slow_handler_is_not_silence(other_process):
+    process, addr = other_process
+    with Peer(listen=()) as b:
+        peer_id = b.connect(addr, timeout=20)
+        with pytest.raises(CallTimeout): b.call(peer_id, 'call.sleep', {}, timeout=6)
+
+
+def test_a_killed_peer_fails_its_callers_at_once(other_process):
+    process, addr = other_process
+    with Peer(listen=()) as b:
+        peer_id = b.connect(addr, timeout=20)
+        threading.Timer(0.5, process.kill).start()
+        start = time.monotonic()
+        with pytest.raises(Unreachable): b.call(peer_id, 'call.sleep', {}, timeout=30)
+        assert time.monotonic() - start < 4
+
+
+def test_a_failed_dial_is_not_held_against_the_peer_for_a_minute():
+    identity = new_identity()
+    with socket.socket() as s:
+        s.bind(('127.0.0.1', 0))
+        port = s.getsockname()[1]
+    with Peer(listen=()) as b:
+        addr = f'/ip4/127.0.0.1/tcp/{port}/p2p/{peer_id_of(identity)}'
+        with pytest.raises(Unreachable, match='cannot connect'): b.connect(addr, timeout=10)
+        with Peer(listen=[f'/ip4/127.0.0.1/tcp/{port}'], identity=identity): assert b.connect(addr, timeout=10)
+
+
+def test_a_connection_comes_about_quickly(monkeypatch):
+    "py-libp2p's happy eyeballs wait 250 ms before the first dial"
+    assert tuned
+    def fastest(a, delay):
+        monkeypatch.setattr(libp2p_swarm, '_HAPPY_EYEBALLS_DELAY', delay)
+        seconds = []
+        for _ in range(4):
+            with Peer(listen=()) as b:
+                start = time.monotonic()
+                b.connect(a.addrs[0], timeout=10)
+                seconds.append(time.monotonic() - start)
+        return min(seconds)
+    with Peer() as a: assert fastest(a, 0) + 0.1 < fastest(a, 0.25)
+
+
+def test_frames_fill_one_noise_message():
+    assert yamux.MAX_MESSAGE_SIZE + 16 == 65535
+
+
+def test_peers_nobody_asked_for_are_not_dialled(pair):
+    "py-libp2p's auto-connector dials whoever it has heard of"
+    a, b = pair
+    with Peer() as c:
+        b.host.learn(c.peer_id, c.addrs)
+        b.portal.run(lambda: b.host._host.get_network().auto_connector.maybe_connect())
+        assert c.peer_id not in b.host.connected()
+
+
+def test_shutdown_is_quick_with_many_connections():
+    "py-libp2p closes one after another, 0.2 s each"
+    with Peer() as a:
+        others = [Peer(listen=()) for _ in range(12)]
+        for other in others: other.connect(a.addrs[0], timeout=20)
+        start = time.monotonic()
+        a.close()
+        assert time.monotonic() - start < 2
+        for other in others: other.close()
+    assert not [t for t in threading.enumerate() if t.name.startswith('lah-')]
+
+
+def test_garbage_instead_of_a_handshake(pair):
+    a, b = pair
+    port = int(a.addrs[0].split('/')[4])
+    for data in b'GET / HTTP/1.1\r\n\r\n', os.urandom(4096), b'':
+        with socket.create_connection(('127.0.0.1', port)) as s:
+            s.sendall(data)
+            time.sleep(0.05)
+    half_open = socket.create_connection(('127.0.0.1', port))  # says nothing, stays
+    assert b.call(a.peer_id, 'call.echo', {'n': 1}, timeout=5)[0] == {'n': 1}
+    half_open.close()
+
+
+@pytest.mark.parametrize('data', [os.urandom(5000), struct.pack('!BQIIQ', REQUEST, 1, 12, 10, 4 << 30), struct.pack('!BQI', REQUEST, 1, 2**31)], ids=['garbage', 'claims 4 GiB', 'claims a 2 GiB chunk'])
+def test_garbage_on_our_own_protocol_costs_the_sender_its_stream_only(pair, data):
+    a, b = pair
+    async def attack():
+        stream = await b.host._host.new_stream(ID.from_base58(a.peer_id), [_protocol_id('call')])
+        await stream.write(data)
+        with trio.fail_after(5):
+            try:
+                while await stream.read(1000): pass
+            except Exception as error: return type(error).__name__
+        return 'closed'
+    assert b.portal.run(attack)
+    assert b.call(a.peer_id, 'call.echo', {'n': 1}, timeout=5)[0] == {'n': 1}
+
+
+def test_a_request_that_is_cut_off_is_not_an_answer(pair):
+    a, b = pair
+    async def cut():
+        stream = await b.host._host.new_stream(ID.from_base58(a.peer_id), [_protocol_id('call')])
+        whole = b''.join(bytes(x) for c in chunks(REQUEST, 1, pack({'m': 'call.echo', 't': 5., 'a': {}}, [torch.zeros(1000)])) for x in c)
+        await stream.write(whole[:500])
+        await stream.reset()
+    b.portal.run(cut)
+    assert b.call(a.peer_id, 'call.echo', {'n': 1}, timeout=5)[0] == {'n': 1}
+
+
+def test_refusals_and_bugs_at_the_far_end(pair):
+    a, b = pair
+    async def bug(request): raise KeyError('secret detail')
+    async def no(request): raise LahError('not today')
+    a.serve('call.bug', bug), a.serve('call.no', no)
+    with pytest.raises(Refused, match='KeyError in the handler') as refused: b.call(a.peer_id, 'call.bug')
+    assert 'secret' not in str(refused.value)
+    with pytest.raises(Refused, match='not today'): b.call(a.peer_id, 'call.no')
+    with pytest.raises(Refused, match='does not serve'): b.call(a.peer_id, 'call.nothing')
+
+
+def test_identity_is_kept_in_a_file(tmp_path):
+    path = tmp_path / 'deep' / 'id.key'
+    with Peer(identity=path) as a: first = a.peer_id
+    with Peer(identity=path) as a: assert a.peer_id == first
+    assert path.stat().st_mode & 0o777 == 0o600
+
+
+def test_addresses_in_the_users_words():
+    for wrong in 'localhost:4001', '/ip4/127.0.0.1/tcp/4001', '/ip4/1.2.3.4/tcp/x', '': 
+        with pytest.raises(AddressError): split_addr(wrong)
+
+
+def test_a_port_in_use_is_said_so():
+    with Peer() as a:
+        with socket.socket() as s:
+            s.bind(('127.0.0.1', 0))
+            s.listen()
+            with pytest.raises(LahError, match='listen'): Peer(listen=[f'/ip4/127.0.0.1/tcp/{s.getsockname()[1]}'])

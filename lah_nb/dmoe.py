@@ -148,7 +148,7 @@ class _Batch:
         except StopIteration as found: self.cells[which] = found.value[0]
 
     def _without_dead(self, prefixes, live):
-        return torch.tensor([[alive and _uid(self.layer, [*prefix, i]) not in self.dead for i, alive in enumerate(row)] for prefix, row in zip(prefixes.tolist(), live.tolist())], dtype=torch.bool)
+        return torch.tensor([[alive and _uid(self.layer, [*prefix, i]) not in self.dead for i, alive in enumerate(row)] for prefix, row in zip(prefixes.tolist(), live.tolist())], dtype=torch.bool).view(live.shape)
 
 def _uid(layer, cell) -> str: return '.'.join([layer.uid_prefix, *map(str, cell)])
 

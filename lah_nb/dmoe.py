@@ -16,7 +16,7 @@ from fastcore.basics import patch
 from torch import Tensor, nn
 
 from .dispatch import Ask, Call, Outcome, gather_outputs, group_pairs, keep_pairs, make_calls, sum_gradients
-from .gating import Balance, Gate, beam_search, indices_of, mix, mix_gradient, mixing_weights, score_of
+from .gating import Balance, Gate, beam_search, mix, mix_gradient, mixing_weights, score_of
 from .wire import CODECS, DTYPE_NAMES, LahError, Spec
 
 # %% ../nbs/09_dmoe.ipynb #00000006
@@ -178,14 +178,11 @@ def _calls(self: _Batch, which: Tensor) -> list[Call]:
     codes, numbers = flat[wanted].unique(return_inverse=True)
     experts = torch.full_like(flat, -1)
     experts[wanted] = numbers
-    uids = [_uid(layer, cell) for cell in indices_of(codes, layer.grid).tolist()]
-    hosts = [random.choice(found) if (found := layer.swarm.roster.hosts_of(uid)) else None for uid in uids]
-    row = tuple(self.rows.shape[1:])
-    for uid, host in zip(uids, hosts):
-        if host and not host.schema.admits(row): raise LahError(f'expert {uid} on peer {host.peer_id} takes rows of shape {host.schema.in_shape}; this layer sends {row}. Give the layer in_dim={host.schema.in_shape[-1]}, or start experts with --hidden-dim {row[-1]}')
-        if host and host.schema.output(row) != row: raise LahError(f'expert {uid} on peer {host.peer_id} returns rows of shape {host.schema.output(row)}; a DMoE needs them as they came in: {row}')
+    row, roster = tuple(self.rows.shape[1:]), layer.swarm.roster
+    uids, hosts = zip(*(roster.route(layer.uid_prefix, layer.grid, row, code) for code in codes.tolist())) if len(codes) else ((), ())
+    hosts = [random.choice(found) if len(found) > 1 else found[0] if found else None for found in hosts]  # replicas share the work
     self.report.experts += len(uids)
-    return group_pairs(experts, layer.k, uids, [host and host.peer_id for host in hosts])
+    return group_pairs(experts, layer.k, uids, hosts)
 
 # %% ../nbs/09_dmoe.ipynb #0000000e
 @patch

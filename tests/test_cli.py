@@ -1,0 +1,92 @@
+"The command as a user runs it: processes, signals, exit codes, JSON."
+import json, os, signal, subprocess, sys, time
+
+import psutil, pytest
+
+LAH = [sys.executable, '-c', 'import sys; from lah_nb.cli import main; sys.exit(main())']
+
+
+def run(*args, timeout=100, **kwargs): return subprocess.run([*LAH, *args], capture_output=True, text=True, timeout=timeout, **kwargs)
+
+
+@pytest.fixture
+def peer():
+    started = []
+    def start(*args):
+        p = subprocess.Popen([*LAH, 'peer', *args], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        started.append(p)
+        line = p.stdout.readline()
+        assert line.startswith('ready /ip4/127.0.0.1/tcp/'), (line, p.stderr.read() if p.poll() is not None else '')
+        return p, line.split()[1]
+    yield start
+    for p in started:
+        if p.poll() is None: p.kill()
+        p.wait()
+        p.stdout.close(), p.stderr.close()
+
+
+def test_importing_is_quick_and_light():
+    code = 'import sys, time; t = time.perf_counter(); import lah_nb; t = time.perf_counter() - t; import lah_nb.cli; heavy = {"torch", "libp2p", "plotly", "pandas", "networkx"} & set(sys.modules); print(t, heavy); sys.exit(bool(heavy) or t > 0.1)'
+    result = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout + result.stderr
+
+
+@pytest.mark.parametrize('command', [[], ['demo'], ['peer'], ['train'], ['status']])
+def test_help(command):
+    result = run(*command, '--help')
+    assert result.returncode == 0 and 'usage: lah-nb' in result.stdout
+    if command: assert '--json' in result.stdout
+
+
+@pytest.mark.parametrize('args, words', [
+    (['status', '--join', 'localhost:4001'], 'not a multiaddr'), (['peer', '--experts', 'ffn.[3:1]'], 'holds no expert'), (['peer', '--experts', 'ffn.0', '--expert-cls', 'nonesuch'], 'nonesuch'),
+    (['peer', '--listen', 'nowhere'], 'not an address to listen at'), (['peer', '--experts', 'ffn.0', '--expert-file', 'missing.py'], 'no file')])
+def test_wrong_use_is_one_paragraph(args, words):
+    result = run(*args)
+    assert result.returncode == 1 and result.stderr.startswith('lah-nb: ') and words in result.stderr and 'Traceback' not in result.stderr and result.stderr.count('\n') == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('how', [signal.SIGINT, signal.SIGTERM])
+def test_a_peer_leaves_in_order(peer, tmp_path, how):
+    bootstrap, addr = peer('--identity', str(tmp_path / 'id.key'))
+    server, _ = peer('--join', addr, '--experts', 'ffn.[0:2].[0:4]', '--num-experts', '5', '--hidden-dim', '16', '--checkpoint-dir', str(tmp_path / 'saved'), '--json')
+    status = run('status', '--join', addr, '--json')
+    data = json.loads(status.stdout.splitlines()[-1])
+    assert data['experts'] == 5 and len(data['peers']) == 2 and {'peer_id', 'addrs', 'experts', 'updates', 'load'} <= data['peers'][0].keys()
+    server.send_signal(how)
+    out, err = server.communicate(timeout=20)
+    assert server.returncode == 0, err
+    assert json.loads(out.splitlines()[-1])['experts'] == 5 and len(list((tmp_path / 'saved').glob('*.safetensors'))) == 5
+    assert json.loads(run('status', '--join', addr, '--json').stdout.splitlines()[-1])['experts'] == 0  # withdrawn, not expired
+    bootstrap.send_signal(how)
+    bootstrap.wait(20)
+    assert bootstrap.returncode == 0
+
+
+@pytest.mark.slow
+def test_two_peers_share_a_grid_and_a_trainer_trains_on_it(peer):
+    _, addr = peer('--experts', 'ffn.[0:2].[0:4]', '--num-experts', '4', '--hidden-dim', '16')
+    peer('--join', addr, '--experts', 'ffn.[0:2].[0:4]', '--num-experts', '4', '--hidden-dim', '16')
+    result = run('train', 'digits', '--join', addr, '--steps', '150', '--json', timeout=200)
+    assert result.returncode == 0, result.stderr
+    data = json.loads(result.stdout.splitlines()[-1])
+    assert data['experts'] == 8 and data['experts_used'] == 8 and data['steps'] == 150 and data['test_accuracy'] > 0.8
+
+
+@pytest.mark.slow
+def test_demo(tmp_path):
+    result = run('demo', '--peers', '3', '--grid', '3x4', '--hidden-dim', '32', '--steps', '200', '--kill-at', '100', '--json', cwd=tmp_path, timeout=250)
+    assert result.returncode == 0, result.stderr
+    data = json.loads(result.stdout.splitlines()[-1])
+    assert {'data', 'peers', 'experts', 'steps', 'seconds', 'samples_per_s', 'train_loss', 'test_accuracy', 'killed_peers', 'failed_calls', 'experts_used'} <= data.keys()
+    assert data['killed_peers'] == 1 and data['steps'] == 200 and data['test_accuracy'] > 0.85
+    page = (tmp_path / 'report.html').read_text(encoding='utf-8')
+    assert 'was killed' in page and page.count('Plotly.newPlot') >= 4 and '<script src' not in page
+
+
+@pytest.mark.slow
+def test_a_server_with_64_experts_is_one_process_under_450_mib(peer):
+    process, _ = peer('--experts', 'ffn.[0:8].[0:8]', '--hidden-dim', '64')
+    handle = psutil.Process(process.pid)
+    assert handle.children(recursive=True) == [] and handle.memory_info().rss < 450 << 20

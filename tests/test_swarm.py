@@ -1,0 +1,75 @@
+"Starting, joining, volunteering; children that die with their kernel; experts of one's own."
+import os, signal, subprocess, sys, time
+
+import psutil, pytest, torch
+
+from lah_nb.dmoe import DMoE
+from lah_nb.swarm import Swarm, SwarmError, volunteer
+
+pytestmark = pytest.mark.slow
+
+KERNEL = '''
+import time
+from lah_nb.swarm import Swarm
+swarm = Swarm.local(peers=2, experts='ffn.[0:4]', hidden_dim=16)
+print(*(p.pid for p in swarm.peers), flush=True)
+time.sleep(100)
+'''
+
+
+@pytest.mark.parametrize('how', [signal.SIGKILL, signal.SIGINT])
+def test_children_die_with_their_kernel(how):
+    kernel = subprocess.Popen([sys.executable, '-c', KERNEL], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    pids = list(map(int, kernel.stdout.readline().split()))
+    assert len(pids) == 2 and all(map(psutil.pid_exists, pids))
+    kernel.send_signal(how)
+    kernel.wait(20)
+    kernel.stdout.close()
+    gone, alive = psutil.wait_procs([psutil.Process(pid) for pid in pids if psutil.pid_exists(pid)], timeout=20)
+    assert not alive
+
+
+def test_closing_twice_and_using_after():
+    swarm = Swarm.local(peers=1, experts='ffn.[0:2]', hidden_dim=16)
+    swarm.close(), swarm.close()
+    assert repr(swarm) == 'Swarm(closed)'
+    with pytest.raises(SwarmError, match='closed'): swarm.snapshot()
+
+
+def test_a_peer_that_cannot_start_says_why():
+    with pytest.raises(SwarmError, match='(?s)did not start.*nonesuch'): Swarm.local(peers=1, experts='ffn.[0:2]', expert_cls='nonesuch')
+    with pytest.raises(SwarmError, match='cannot be spread'): Swarm.local(peers=3, experts='ffn.[0:2]')
+
+
+def test_experts_of_ones_own_from_a_file(tmp_path):
+    path = tmp_path / 'mine.py'
+    path.write_text('import torch\nfrom lah_nb.experts import register_expert\n@register_expert("twice", example=lambda hidden_dim: torch.zeros(2, hidden_dim))\n'
+                    'class Twice(torch.nn.Module):\n    def __init__(self, hidden_dim):\n        super().__init__()\n        self.w = torch.nn.Parameter(torch.tensor(2.))\n    def forward(self, x): return self.w * x\n')
+    with Swarm.local(peers=1, experts='mine.[0:3]', expert_cls='twice', hidden_dim=8, expert_file=str(path)) as swarm:
+        x = torch.randn(4, 8)
+        torch.testing.assert_close(DMoE(swarm, 8, grid=(3,), uid_prefix='mine', k=2)(x), 2 * x)
+
+
+def test_replicas_take_over():
+    "The same uids on two peers: when one dies, every expert is still there"
+    with Swarm.local(peers=1, experts='ffn.[0:4]', hidden_dim=16) as swarm:
+        help = volunteer(swarm.addrs[0], experts=4, listen='/ip4/127.0.0.1/tcp/0')
+        try:
+            layer = DMoE(swarm, 16, grid=(4,), k=4)
+            deadline = time.monotonic() + 20
+            while len(swarm.roster.hosts_of('ffn.0')) < 2 and time.monotonic() < deadline:
+                layer(torch.randn(8, 16))
+                time.sleep(0.2)
+            swarm.peers[0].kill()
+            for _ in range(3): layer(torch.randn(8, 16, requires_grad=True)).sum().backward()
+            assert layer.last.experts == 4 and layer.last.answered == 32 and not layer.last.failed
+        finally: help.stop()
+
+
+def test_a_snapshot_shows_the_silent():
+    with Swarm.local(peers=2, experts='ffn.[0:4]', hidden_dim=16) as swarm:
+        assert sum(p['alive'] for p in swarm.snapshot().peers) == 2
+        os.kill(swarm.peers[0].pid, signal.SIGSTOP)
+        snapshot = swarm.snapshot()
+        assert sum(p['alive'] for p in snapshot.peers) == 1 and len(snapshot.peers) == 2
+        os.kill(swarm.peers[0].pid, signal.SIGCONT)

@@ -288,6 +288,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                              'lah_nb.peer.Host._link': ('peer.html#host._link', 'lah_nb/peer.py'),
                              'lah_nb.peer.Host._open': ('peer.html#host._open', 'lah_nb/peer.py'),
                              'lah_nb.peer.Host._probe': ('peer.html#host._probe', 'lah_nb/peer.py'),
+                             'lah_nb.peer.Host._relaying': ('peer.html#host._relaying', 'lah_nb/peer.py'),
                              'lah_nb.peer.Host._suspect': ('peer.html#host._suspect', 'lah_nb/peer.py'),
                              'lah_nb.peer.Host._watch': ('peer.html#host._watch', 'lah_nb/peer.py'),
                              'lah_nb.peer.Host.call': ('peer.html#host.call', 'lah_nb/peer.py'),

@@ -36,6 +36,7 @@ def _add_peer(commands):
     p.add_argument('--lr', type=float, default=1e-3, help='learning rate of the experts (default: %(default)s)')
     p.add_argument('--checkpoint-dir', metavar='DIR', help='read experts from here at the start, save them here regularly and on leaving')
     p.add_argument('--device', default='cpu', help='torch device (default: %(default)s)')
+    p.add_argument('--relay', action='store_true', help='pass on traffic for peers that nobody can dial (libp2p circuit relay v2)')
     p.add_argument('--owned', action='store_true', help='end when stdin closes (for a process that starts this one)')
     p.set_defaults(run=_peer)
     return p
@@ -43,7 +44,7 @@ def _add_peer(commands):
 def _peer(args) -> dict:
     import trio
     from lah_nb.hosting import run_peer
-    options = {name: getattr(args, name) for name in ('experts', 'num_experts', 'expert_cls', 'expert_file', 'hidden_dim', 'join', 'identity', 'optimizer', 'lr', 'checkpoint_dir', 'device')}
+    options = {name: getattr(args, name) for name in ('experts', 'num_experts', 'expert_cls', 'expert_file', 'hidden_dim', 'join', 'identity', 'optimizer', 'lr', 'checkpoint_dir', 'device', 'relay')}
     listen = [addr for addr in args.listen or ['/ip4/127.0.0.1/tcp/0'] if addr != 'none']
     summary = {}
     async def main():

@@ -66,6 +66,7 @@ async def run_peer(
     join: Sequence[str] = (),  # addresses of peers in the swarm; none: begin a new one
     listen: Sequence[str] = ('/ip4/127.0.0.1/tcp/0',),
     identity: str | None = None,  # the file that keeps the peer id
+    relay: bool = False,  # pass on traffic for peers that nobody can dial
     optimizer: str = 'adam',
     lr: float = 1e-3,
     checkpoint_dir: str | None = None,
@@ -81,7 +82,7 @@ async def run_peer(
     for addr in join:
         peer_id, addr = split_addr(addr)
         seeds.setdefault(peer_id, []).append(addr)
-    host = Host(listen=listen, identity=load_identity(identity) if identity else None)
+    host = Host(listen=listen, identity=load_identity(identity) if identity else None, relay=relay)
     dht = DHT(host)
     async with trio.open_nursery() as nursery:
         await nursery.start(host.run)

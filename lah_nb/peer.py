@@ -23,8 +23,11 @@ from libp2p.network import swarm as libp2p_swarm
 from libp2p.network.config import ConnectionConfig
 from libp2p.network.connection import swarm_connection
 from libp2p.peer.id import ID
+from libp2p.relay.circuit_v2.protocol import PROTOCOL_ID as HOP, STOP_PROTOCOL_ID as STOP, CircuitV2Protocol
+from libp2p.relay.circuit_v2.resources import RelayLimits
 from libp2p.security.noise.transport import PROTOCOL_ID as NOISE, Transport as NoiseTransport
 from libp2p.stream_muxer.yamux import yamux
+from libp2p.tools.anyio_service import background_trio_service
 from multiaddr import Multiaddr
 
 from .network import PROTOCOLS, CallTimeout, Refused, Request, Served, Unreachable, envelope, new_identity, open_answer, open_envelope, peer_id_of, ping_methods, refusal
@@ -240,8 +243,9 @@ class Host:
         *,
         listen: Sequence[str] = ('/ip4/127.0.0.1/tcp/0',),  # multiaddrs; none at all for a peer that can only dial out
         identity: KeyPair | None = None,
+        relay: bool = False,  # pass on traffic for peers that nobody can dial (libp2p circuit relay v2)
     ):
-        self.identity = identity or new_identity()
+        self.identity, self.relay = identity or new_identity(), relay
         self.peer_id, self.listen = peer_id_of(self.identity), [_listen_addr(a) for a in listen]
         self.methods = ping_methods()
         self._links, self._opening, self._nursery, self.addrs = {}, {}, None, []
@@ -300,13 +304,28 @@ async def run(self: Host, *, task_status=trio.TASK_STATUS_IGNORED):
                 self.addrs = _reachable(self._host.get_addrs(), self.peer_id)
                 if self.listen and not self.addrs: raise ListenError(f'cannot listen at {", ".join(map(str, self.listen))}')
                 self._nursery.start_soon(self._watch)
-                task_status.started(self)
-                await trio.sleep_forever()
+                async with self._relaying():
+                    task_status.started(self)
+                    await trio.sleep_forever()
         finally:
             with trio.CancelScope(shield=True, deadline=trio.current_time() + 1.5):
                 # the library closes one connection after another, 0.2 s each
                 async with trio.open_nursery() as nursery:
                     for connection in self._connections(): nursery.start_soon(_quietly, connection.close)
+
+@patch
+@asynccontextmanager
+async def _relaying(self: Host):
+    if not self.relay:
+        yield
+        return
+    # the library's own limits (8 circuits, 128 KiB each) are for signalling; ours carry tensors
+    limits = RelayLimits(duration=3600, data=1 << 40, max_circuit_conns=256, max_reservations=256)
+    protocol = CircuitV2Protocol(self._host, limits=limits, allow_hop=True)
+    async with background_trio_service(protocol):
+        self._host.set_stream_handler(HOP, protocol._handle_hop_stream)
+        self._host.set_stream_handler(STOP, protocol._handle_stop_stream)
+        yield
 
 @patch
 def _connections(self: Host, peer_id: str | None = None) -> list:
@@ -471,10 +490,11 @@ class Peer:
         *,
         listen: Sequence[str] = ('/ip4/127.0.0.1/tcp/0',),  # multiaddrs; () for a peer that only dials out
         identity: KeyPair | str | os.PathLike | None = None,  # a key pair, or the file that keeps it
+        relay: bool = False,  # pass on traffic for peers that nobody can dial
     ):
         if isinstance(identity, (str, os.PathLike)): identity = load_identity(identity)
         self.portal, self._open, self._lock = open_portal(), True, threading.Lock()
-        try: self.host, self._scope, self._ended = self.portal.run(start_owned, self.portal.nursery, Host(listen=listen, identity=identity).run)
+        try: self.host, self._scope, self._ended = self.portal.run(start_owned, self.portal.nursery, Host(listen=listen, identity=identity, relay=relay).run)
         except BaseException:
             close_portal(self.portal)
             raise

@@ -264,3 +264,34 @@ def test_a_port_in_use_is_said_so():
             s.bind(('127.0.0.1', 0))
             s.listen()
             with pytest.raises(LahError, match='listen'): Peer(listen=[f'/ip4/127.0.0.1/tcp/{s.getsockname()[1]}'])
+
+
+def test_a_relay_carries_calls_between_peers_that_cannot_dial_each_other():
+    "By libp2p's circuit relay v2: a peer behind a NAT keeps a reservation, another reaches it through the relay"
+    from libp2p.relay.circuit_v2.config import RelayConfig, RelayRole
+    from libp2p.relay.circuit_v2.protocol import PROTOCOL_ID, STOP_PROTOCOL_ID, CircuitV2Protocol
+    from libp2p.relay.circuit_v2.transport import CircuitV2Transport
+    from libp2p.tools.anyio_service import background_trio_service
+    from multiaddr import Multiaddr
+    with Peer(relay=True) as relay, Peer(listen=()) as hidden, Peer(listen=()) as caller:
+        hidden.serve('call.echo', echo)
+        for peer in hidden, caller: peer.connect(relay.addrs[0], timeout=20)
+        async def story():
+            async with trio.open_nursery() as nursery:
+                transports = []
+                for peer in hidden, caller:
+                    protocol = CircuitV2Protocol(peer.host._host)
+                    await nursery.start(_service, background_trio_service(protocol))
+                    peer.host._host.set_stream_handler(STOP_PROTOCOL_ID, protocol._handle_stop_stream)
+                    transports.append(CircuitV2Transport(peer.host._host, protocol, RelayConfig(roles=RelayRole.STOP | RelayRole.CLIENT)))
+                stream = await hidden.host._host.new_stream(ID.from_base58(relay.peer_id), [PROTOCOL_ID])
+                assert await transports[0].reserve(stream, ID.from_base58(relay.peer_id), nursery)
+                await transports[1].dial(Multiaddr(f'{relay.addrs[0]}/p2p-circuit/p2p/{hidden.peer_id}'))
+                meta, (y,) = await caller.host.call(hidden.peer_id, 'call.echo', {'n': 1}, [torch.arange(1 << 20)], timeout=20)
+                nursery.cancel_scope.cancel()
+                return meta, len(y)
+        async def _service(manager, task_status):
+            async with manager:
+                task_status.started()
+                await trio.sleep_forever()
+        assert relay.portal.run(story, timeout=60) == ({'n': 1}, 1 << 20)

@@ -144,9 +144,9 @@ def _layers(recipe, swarm, grid, args) -> list:
     prefixes = recipe.prefixes if recipe.grid != grid.size else [grid.prefix] * recipe.layers
     return [DMoE(swarm, recipe.hidden_dim, grid=recipe.grid, uid_prefix=prefix, k=recipe.k, route=recipe.route, compression=args.compression) for prefix in prefixes]
 
-def _fit(args, trainer, recipe, data, *, on_step=None) -> dict:
+def _fit(args, trainer, recipe, data, *, on_step=None, eval_every=None) -> dict:
     length = LENGTHS[args.data] if args.steps is None and args.seconds is None else dict(steps=args.steps, seconds=args.seconds)
-    try: trainer.fit(data, **length, on_step=on_step)
+    try: trainer.fit(data, **length, on_step=on_step, eval_every=eval_every)
     except KeyboardInterrupt: say(f'interrupted at step {trainer.step}: evaluating what there is')
     return trainer.evaluate(data, **dict(recipe.tests))
 
@@ -197,7 +197,7 @@ def _demo(args) -> dict:
             events.append((kill_at, f'peer {victim.peer_id[:4]}…{victim.peer_id[-6:]} was killed, and with it {experts // args.peers} of the experts'))
             say(f'step {kill_at}: killed peer {victim.peer_id}')
         trainer = recipe.trainer(recipe.model(_layers(recipe, swarm, grid, args), data), seed=args.seed, progress=not args.json)
-        tested = _fit(args, trainer, recipe, data, on_step=on_step)
+        tested = _fit(args, trainer, recipe, data, on_step=on_step, eval_every=max(steps // 5, 1))
         result = _account(args, trainer, tested, experts, args.peers, killed=len(events))
         cost = cost_of_event(trainer.history, kill_at) if events else None
         result.update(cost_of_kill=cost and {name: round(float(value), 2) for name, value in cost.items()}, total_seconds=round(time.monotonic() - start, 1))

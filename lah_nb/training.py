@@ -205,7 +205,7 @@ def _seconds(self: Trainer) -> float: return self._elapsed + (time.monotonic() -
 
 @patch
 def _rate(self: Trainer) -> float:
-    back = self._rows[-min(len(self._rows), 50)] if self._rows else dict(seconds=0.0, samples=0)
+    back = self._rows[-50] if len(self._rows) >= 50 else dict(seconds=0.0, samples=0)
     return (self.samples - back['samples']) / max(1e-9, self._seconds() - back['seconds'])
 
 @patch

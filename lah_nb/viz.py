@@ -60,7 +60,7 @@ def training_figure(
 
 def _speed(h):
     width = max(15, len(h) // 15)
-    samples, seconds = (h[key].rolling(width, min_periods=2).agg(lambda w: w.iloc[-1] - w.iloc[0]) for key in ('samples', 'seconds'))
+    samples, seconds = (h[key].rolling(width, min_periods=width // 2).agg(lambda w: w.iloc[-1] - w.iloc[0]) for key in ('samples', 'seconds'))
     return samples / seconds.clip(lower=1e-3)
 
 # %% ../nbs/15_viz.ipynb #0000000c

@@ -10,7 +10,7 @@ __all__ = ['FILES', 'EOS', 'UNK', 'DataError', 'data_folder', 'addresses', 'down
 import gzip, hashlib, math, os, re, urllib.request, zlib
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import lru_cache
 from itertools import chain
 from pathlib import Path

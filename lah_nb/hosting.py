@@ -13,10 +13,10 @@ from dataclasses import dataclass
 import msgpack, trio
 
 from .dht import DHT
-from .experts import Expert, ExpertError, expert_schema, load_expert_file, parse_uids, split_uid
+from .experts import Expert, expert_schema, load_expert_file, parse_uids, split_uid
 from .peer import Host, load_identity, split_addr
 from .server import Server, claim
-from .wire import LahError, WireError, field
+from .wire import WireError, field
 
 # %% ../nbs/09b_hosting.ipynb #00000006
 log = logging.getLogger('lah_nb')

@@ -12,7 +12,6 @@ from collections.abc import Iterable, Sequence
 
 import torch
 import torch.nn.functional as F
-from fastcore.basics import patch
 from torch import nn
 
 # %% ../nbs/13_models.ipynb #00000006

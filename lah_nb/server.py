@@ -10,7 +10,7 @@ import logging, os, random
 from collections import OrderedDict
 from collections.abc import Sequence
 
-import msgpack, psutil, torch, trio
+import psutil, torch, trio
 from fastcore.basics import patch
 from torch import Tensor
 

@@ -6,7 +6,7 @@
 __all__ = ['log', 'SwarmError', 'LocalPeer', 'RemotePeer', 'Swarm', 'Volunteer', 'volunteer']
 
 # %% ../nbs/10_swarm.ipynb #00000003
-import atexit, logging, os, subprocess, sys, tempfile, threading, time, weakref
+import atexit, logging, os, subprocess, sys, threading, time, weakref
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,5 +1,5 @@
 "Every test leaves the machine as it found it: no thread, no process, no file descriptor to a dead swarm."
-import os, threading, time
+import threading, time
 
 import psutil, pytest, torch
 

@@ -1,5 +1,5 @@
 "The command as a user runs it: processes, signals, exit codes, JSON."
-import json, os, signal, subprocess, sys, time
+import json, signal, subprocess, sys
 
 import psutil, pytest
 

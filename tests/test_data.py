@@ -1,5 +1,5 @@
 "Downloads against a real local server, damaged files, and the arithmetic of batches"
-import functools, gzip, hashlib, http.server, os, shutil, threading
+import functools, gzip, hashlib, http.server, os, threading
 from pathlib import Path
 
 import pytest

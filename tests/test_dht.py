@@ -3,9 +3,9 @@ import os, random, signal, subprocess, sys, time
 
 import pytest, trio, trio.testing
 
-from lah_nb.dht import DHT, NoPeers, Record
-from lah_nb.network import MemoryHub, Unreachable, new_identity, peer_id_of
-from lah_nb.peer import Host, Peer
+from lah_nb.dht import DHT, NoPeers
+from lah_nb.records import Record
+from lah_nb.network import MemoryHub, new_identity, peer_id_of
 from lah_nb.swarm import Swarm
 from lah_nb.wire import LahError
 

@@ -100,6 +100,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                              'lah_nb.dmoe.DMoE.extra_repr': ('dmoe.html#dmoe.extra_repr', 'lah_nb/dmoe.py'),
                              'lah_nb.dmoe.DMoE.forward': ('dmoe.html#dmoe.forward', 'lah_nb/dmoe.py'),
                              'lah_nb.dmoe.DMoE.grid': ('dmoe.html#dmoe.grid', 'lah_nb/dmoe.py'),
+                             'lah_nb.dmoe.DMoE.last': ('dmoe.html#dmoe.last', 'lah_nb/dmoe.py'),
                              'lah_nb.dmoe.Dispatch': ('dmoe.html#dispatch', 'lah_nb/dmoe.py'),
                              'lah_nb.dmoe.Dispatch.__repr__': ('dmoe.html#dispatch.__repr__', 'lah_nb/dmoe.py'),
                              'lah_nb.dmoe.Stats': ('dmoe.html#stats', 'lah_nb/dmoe.py'),

@@ -43,7 +43,7 @@ class Dispatch:
 class Stats:
     "Totals over all dispatches of a layer and its copies"
     def __init__(self):
-        self._lock, self._totals, self._served = threading.Lock(), Counter(), Counter()
+        self._lock, self._totals, self._served, self.last = threading.Lock(), Counter(), Counter(), None
 
     def __deepcopy__(self, memo): return self
 
@@ -86,7 +86,12 @@ class DMoE(nn.Module):
         self.compression, self.route, self.zeros_if_too_few = compression, route, zeros_if_too_few
         self.gate = Gate(in_dim, grid)
         self.balance = Balance(grid, rate=0.02 if balance is True else float(balance)) if balance else None
-        self.stats, self.last = Stats(), None
+        self.stats = Stats()
+
+    @property
+    def last(self) -> Dispatch | None:
+        "What became of the dispatch that began last, here or in a copy of the layer"
+        return self.stats.last
 
     @property
     def grid(self) -> tuple[int, ...]: return self.gate.grid
@@ -100,7 +105,7 @@ class DMoE(nn.Module):
         features = rows if rows.dim() == 2 else rows.flatten(1, -2).mean(1)  # (batch, in_dim)
         scores = self.gate(features)
         batch = _Batch(self, rows.detach(), scores)
-        self.last = batch.report
+        self.stats.last = batch.report
         batch.send_forward()
         logits = score_of(scores, batch.cells.clamp(min=0).to(scores[0].device))  # (batch, k)
         return _Mixture.apply(rows, logits, batch).view(x.shape)

@@ -13,7 +13,7 @@ from torch import nn
 
 from .data import ImageData, TextData, load_digits, load_mnist, load_text, load_wikitext2
 from .models import CausalTransformer, Classifier
-from .training import Trainer, constant, cosine
+from .training import Trainer, cosine
 
 # %% ../nbs/14a_recipes.ipynb #00000006
 @dataclass(frozen=True)
@@ -28,9 +28,9 @@ class Recipe:
     route: str = 'row'  # 'token' for text, so that no position sees the future
     batch_size: int = 32
     in_flight: int = 4
-    lr: float = 2e-3  # of the trunk
+    lr: float = 1e-3  # of the trunk
     expert_lr: float = 1e-3  # of the experts: `lah-nb peer --lr`
-    schedule: Callable[[float], float] = constant
+    schedule: Callable[[float], float] = cosine(0.05, 0.05)
     tests: tuple = ()  # (name, value) arguments for `evaluate`
 
     @property

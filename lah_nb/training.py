@@ -295,6 +295,7 @@ def evaluate(self: Trainer,
     batches = data if isinstance(data, list) else data.tests(batch_size or 2 * self.batch_size, **tests)
     jobs, total, right, n, lock = iter(range(len(batches))), 0.0, 0, 0, threading.Lock()
     replicas = {slot: self.replica(slot, train=False) for slot in range(self.in_flight)}
+    away = call_stats(self.model)['forward_seconds']
     def take():
         with lock: return next(jobs, None)
     def work(j, slot):
@@ -315,6 +316,7 @@ def evaluate(self: Trainer,
     except BaseException:
         self._replicas = {}
         raise
+    finally: self._stats0['forward_seconds'] += call_stats(self.model)['forward_seconds'] - away  # `time_spent` is about training
     loss = total / max(1, n)
     return dict(loss=loss, perplexity=math.exp(min(loss, 100))) if hasattr(self.model, 'loss') else dict(loss=loss, accuracy=right / max(1, n))
 

@@ -47,7 +47,7 @@ def main():
     parse.add_argument('--rounds', type=int, default=3, help='how often each side starts its servers and is measured, in turns')
     parse.add_argument('--block', choices=['paper', 'ffn'], default='paper', help="what hivemind hosts: the paper's block as ours, or its own smaller ffn")
     parse.add_argument('--handlers', type=int, default=4, help='connection handlers of each hivemind server')
-    parse.add_argument('--timeout', type=float, default=600, help='seconds for one side in one round, start-up included')
+    parse.add_argument('--timeout', type=float, default=300, help='seconds for one side in one round, start-up included')
     parse.add_argument('--json', metavar='FILE', help='write every step here')
     args = parse.parse_args()
 

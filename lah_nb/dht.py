@@ -205,13 +205,12 @@ async def join(self: DHT, peers: dict[str, list[str]], *, timeout: float = 10.):
     "Enter the swarm through any of `peers` (peer id -> addresses)"
     for peer, addrs in peers.items(): self._learn(peer, list(addrs))
     with trio.move_on_after(timeout):
-        for attempt in range(4):
-            replies = []
+        replies, pause = [], 0.2
+        async def ask(peer): replies.append(await self._ask(peer, [_own_key(self)], False))
+        while not any(replies):
             async with trio.open_nursery() as nursery:
-                async def ask(peer): replies.append(await self._ask(peer, [_own_key(self)], False))
                 for peer in peers: nursery.start_soon(ask, peer)
-            if any(replies): break
-            await trio.sleep(0.2 * 2 ** attempt)
+            if not any(replies): await trio.sleep(pause := 2 * pause)
     if not self.peers: raise NoPeers(f'nobody answered at {", ".join(a for addrs in peers.values() for a in addrs)}: is that peer running, is the address complete, does a firewall stand between?')
     await self.lookup([_own_key(self), *(f'refresh/{i}/{self.peer_id}' for i in range(3))], values=False, timeout=timeout)
 

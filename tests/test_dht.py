@@ -161,7 +161,7 @@ async def main(n, first, addrs):
             await nursery.start(dht.run)
             seeds = {}
             for addr in addrs: seeds.setdefault(split_addr(addr)[0], []).append(addr)
-            if seeds: await dht.join(seeds)
+            if seeds: await dht.join(seeds, timeout=60)
             addrs = addrs or host.addrs
             await dht.announce({('experts/ffn', str(first + i)): b''})
         print(addrs[0], flush=True)
@@ -184,12 +184,13 @@ def processes():
         p.stdin.close(), p.stdout.close()
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_thirty_two_peers_over_libp2p_and_a_third_of_them_stopped(processes):
     first, addr = processes(11, 0)
     processes(11, 11, addr)
     victim, _ = processes(10, 22, addr)
-    with Swarm.join(addr, timeout=30) as swarm:
+    with Swarm.join(addr, timeout=60) as swarm:
         def read(max_age=0., timeout=5.): return {r.subkey for r in swarm.portal.run(lambda: swarm.dht.get(['experts/ffn'], max_age=max_age, timeout=timeout))['experts/ffn']}
         for _ in range(5): assert read() == {str(i) for i in range(32)}
         os.kill(victim.pid, signal.SIGSTOP)
@@ -201,9 +202,10 @@ def test_thirty_two_peers_over_libp2p_and_a_third_of_them_stopped(processes):
         os.kill(victim.pid, signal.SIGCONT)
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_sixty_four_peers_over_libp2p(processes):
     _, addr = processes(32, 0)
     processes(32, 32, addr)
-    with Swarm.join(addr, timeout=30) as swarm:
+    with Swarm.join(addr, timeout=60) as swarm:
         for _ in range(3): assert len(swarm.portal.run(lambda: swarm.dht.get(['experts/ffn'], max_age=0))['experts/ffn']) == 64

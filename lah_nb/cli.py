@@ -128,7 +128,7 @@ def _add_train(commands):
     return p
 
 # %% ../nbs/16_cli.ipynb #0000000f
-LENGTHS = {'digits': dict(steps=700, seconds=None), 'mnist': dict(steps=2400, seconds=400.), 'wikitext2': dict(steps=None, seconds=520.)}
+LENGTHS = {'digits': dict(steps=700, seconds=None), 'mnist': dict(steps=4500, seconds=400.), 'wikitext2': dict(steps=None, seconds=520.)}
 
 def _recipe(args, grid=None):
     "The recipe with what was asked for instead, and what the swarm has"

@@ -53,4 +53,4 @@ class Recipe:
         return Trainer(model, **dict(batch_size=self.batch_size, in_flight=self.in_flight, lr=self.lr, schedule=self.schedule) | options)
 
 _text = dict(prefix='lm', grid=(4, 4), layers=2, k=2, route='token', batch_size=16, in_flight=1, lr=4e-3, schedule=cosine(), tests=(('batch_size', 24), ('length', 96), ('context', 32)))
-RECIPES = {'digits': Recipe(load_digits), 'mnist': Recipe(load_mnist), 'text': Recipe(load_text, **_text), 'wikitext2': Recipe(load_wikitext2, **_text)}
+RECIPES = {'digits': Recipe(load_digits), 'mnist': Recipe(load_mnist, batch_size=128, lr=2e-3, expert_lr=5e-4), 'text': Recipe(load_text, **_text), 'wikitext2': Recipe(load_wikitext2, **_text)}

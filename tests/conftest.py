@@ -1,5 +1,5 @@
 "Every test leaves the machine as it found it: no thread, no process, no file descriptor to a dead swarm."
-import threading, time
+import os, signal, threading, time
 
 import psutil, pytest, torch
 
@@ -8,6 +8,13 @@ torch.set_num_threads(1)
 
 def ours():
     return {t for t in threading.enumerate() if t.name.startswith('lah-')}, {p.pid for p in psutil.Process().children(recursive=True)}
+
+
+def freeze(pid):
+    "SIGSTOP, and wait until it has come into effect"
+    os.kill(pid, signal.SIGSTOP)
+    deadline = time.monotonic() + 5
+    while psutil.Process(pid).status() != psutil.STATUS_STOPPED and time.monotonic() < deadline: time.sleep(0.01)
 
 
 @pytest.fixture(autouse=True)

@@ -2,6 +2,7 @@
 import os, random, signal, subprocess, sys, time
 
 import pytest, trio, trio.testing
+from conftest import freeze
 
 from lah_nb.dht import DHT, NoPeers
 from lah_nb.records import Record
@@ -193,7 +194,7 @@ def test_thirty_two_peers_over_libp2p_and_a_third_of_them_stopped(processes):
     with Swarm.join(addr, timeout=60) as swarm:
         def read(max_age=0., timeout=5.): return {r.subkey for r in swarm.portal.run(lambda: swarm.dht.get(['experts/ffn'], max_age=max_age, timeout=timeout))['experts/ffn']}
         for _ in range(5): assert read() == {str(i) for i in range(32)}
-        os.kill(victim.pid, signal.SIGSTOP)
+        freeze(victim.pid)
         time.sleep(10)
         for _ in range(10):
             begin = time.monotonic()

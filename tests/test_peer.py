@@ -3,6 +3,7 @@ import asyncio, os, signal, socket, struct, subprocess, sys, threading, time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest, torch, trio
+from conftest import freeze
 from libp2p.network import swarm as libp2p_swarm
 from libp2p.peer.id import ID
 from libp2p.stream_muxer.yamux import yamux
@@ -119,7 +120,7 @@ def test_a_stopped_peer_is_noticed_and_no_call_outlives_its_deadline(other_proce
     with Peer(listen=()) as b:
         peer_id = b.connect(addr, timeout=20)
         b.call(peer_id, 'call.echo', {}, timeout=20)
-        os.kill(process.pid, signal.SIGSTOP)
+        freeze(process.pid)
         start = time.monotonic()
         with pytest.raises(CallTimeout): b.call(peer_id, 'call.echo', {}, timeout=0.5)
         assert time.monotonic() - start < 1.5

@@ -2,6 +2,7 @@
 import os, signal, subprocess, sys, time
 
 import psutil, pytest, torch
+from conftest import freeze
 
 from lah_nb.dmoe import DMoE
 from lah_nb.swarm import Swarm, SwarmError, volunteer
@@ -69,7 +70,7 @@ def test_replicas_take_over():
 def test_a_snapshot_shows_the_silent():
     with Swarm.local(peers=2, experts='ffn.[0:4]', hidden_dim=16) as swarm:
         assert sum(p['alive'] for p in swarm.snapshot().peers) == 2
-        os.kill(swarm.peers[0].pid, signal.SIGSTOP)
+        freeze(swarm.peers[0].pid)
         snapshot = swarm.snapshot()
         assert sum(p['alive'] for p in snapshot.peers) == 1 and len(snapshot.peers) == 2
         os.kill(swarm.peers[0].pid, signal.SIGCONT)

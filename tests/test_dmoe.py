@@ -138,6 +138,7 @@ def test_two_swarms_do_not_mix(swarm):
         DMoE(other, 16, grid=(2, 2))(torch.randn(4, 16))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('how', [signal.SIGKILL, signal.SIGSTOP])
 @pytest.mark.parametrize('when', ['forward', 'backward'])
 def test_a_peer_dies_during(how, when):

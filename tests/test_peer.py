@@ -73,6 +73,7 @@ def test_cancelled_asyncio_cell_cancels_the_call(pair):
     assert b.call(a.peer_id, 'call.echo', {'n': 1}, timeout=5)[0] == {'n': 1}
 
 
+@pytest.mark.slow
 def test_giving_up_in_the_middle_of_a_write_leaves_the_connection_whole(pair):
     "py-libp2p: cancelling a write corrupts the connection for all its streams; ours is never cancelled"
     a, b = pair
@@ -83,6 +84,7 @@ def test_giving_up_in_the_middle_of_a_write_leaves_the_connection_whole(pair):
     assert torch.equal(b.call(a.peer_id, 'call.echo', {}, [big], timeout=30)[1][0], big)
 
 
+@pytest.mark.slow
 def test_small_calls_pass_large_ones(pair):
     a, b = pair
     b.call(a.peer_id, 'call.echo', {}, timeout=20)
@@ -98,6 +100,7 @@ def test_small_calls_pass_large_ones(pair):
     assert order == ['small', 'large']
 
 
+@pytest.mark.slow
 def test_full_duplex(pair):
     "py-libp2p's mplex deadlocks here, which is why only Yamux is offered"
     a, b = pair
@@ -114,6 +117,7 @@ def test_a_peer_with_no_address_is_called_over_its_own_connection():
         assert b.addrs == [] and a.call(b.peer_id, 'call.echo', {'n': 1}, timeout=10)[0] == {'n': 1}
 
 
+@pytest.mark.slow
 def test_a_stopped_peer_is_noticed_and_no_call_outlives_its_deadline(other_process):
     "py-libp2p keeps a stopped peer connected for over 45 s"
     process, addr = other_process
@@ -131,6 +135,7 @@ def test_a_stopped_peer_is_noticed_and_no_call_outlives_its_deadline(other_proce
         assert b.call(peer_id, 'call.echo', {'n': 2}, timeout=20)[0] == {'n': 2}  # dialled again
 
 
+@pytest.mark.slow
 def test_a_slow_handler_is_not_silence(other_process):
     process, addr = other_process
     with Peer(listen=()) as b:
@@ -138,6 +143,7 @@ def test_a_slow_handler_is_not_silence(other_process):
         with pytest.raises(CallTimeout): b.call(peer_id, 'call.sleep', {}, timeout=6)
 
 
+@pytest.mark.slow
 def test_a_killed_peer_fails_its_callers_at_once(other_process):
     process, addr = other_process
     with Peer(listen=()) as b:
@@ -159,6 +165,7 @@ def test_a_failed_dial_is_not_held_against_the_peer_for_a_minute():
         with Peer(listen=[f'/ip4/127.0.0.1/tcp/{port}'], identity=identity): assert b.connect(addr, timeout=10)
 
 
+@pytest.mark.slow
 def test_a_connection_comes_about_quickly(monkeypatch):
     "py-libp2p's happy eyeballs wait 250 ms before the first dial"
     assert tuned
@@ -187,6 +194,7 @@ def test_peers_nobody_asked_for_are_not_dialled(pair):
         assert c.peer_id not in b.host.connected()
 
 
+@pytest.mark.slow
 def test_shutdown_is_quick_with_many_connections():
     "py-libp2p closes one after another, 0.2 s each"
     with Peer() as a:

@@ -18,7 +18,7 @@ from libp2p.kad_dht.routing_table import RoutingTable
 from libp2p.peer.id import ID
 from libp2p.peer.peerinfo import PeerInfo
 
-from .network import CallError, Network, Request
+from .network import Network, Request
 from .records import MAX_KEY, Lookup, Record, Records, nearest
 from .wire import LahError, WireError, field
 
@@ -176,6 +176,7 @@ async def _ask(self: DHT, peer: str, keys: list[str], values: bool) -> dict | No
     try:
         meta, _ = await self.network.call(peer, 'dht.find', {'keys': keys, 'values': values, 'addrs': list(self.network.addrs)}, timeout=CALL_TIMEOUT)
         near, addrs, found = field(meta, 'near', list, of=list, most=len(keys)), field(meta, 'addrs', dict), field(meta, 'found', list, of=list, most=len(keys))
+        if any(type(other) is not str for peers in near for other in peers): raise WireError('not a list of peers')
         if len(near) != len(keys) or (values and len(found) != len(keys)): raise WireError('an answer for other keys')
         for other in {other for peers in near for other in peers}: self._hearsay(other, addrs.get(other))
         reply = {'near': near, 'found': [[Record.from_list(raw) for raw in raws] for raws in found]}
@@ -231,7 +232,7 @@ async def store(self: DHT, records: list[Record], *, timeout: float = 5.) -> dic
             for record in batch: self.records.put(record, record.ttl, now)
         else:
             try: meta, _ = await self.network.call(peer, 'dht.store', {'records': [r.to_list(r.ttl) for r in batch], 'addrs': list(self.network.addrs)}, timeout=CALL_TIMEOUT)
-            except CallError: return self._failed(peer)
+            except LahError: return self._failed(peer)
             # a clock that was set back would make our records look old: follow what others know of it
             if isinstance(ahead := meta.get('clock'), (int, float)) and 0 < ahead - self.clock() - self._skew < 1e9: self._skew = ahead - self.clock()
         for key in {record.key for record in batch}: copies[key] = copies.get(key, 0) + 1

@@ -198,6 +198,7 @@ def _forward_calls(self: _Batch, calls: list[Call], which: Tensor):
     need = per_row(calls).clamp(max=layer.k_min)  # a row that found fewer than k_min experts cannot wait for more
     outcomes = self._run(asks, max(self.left(), 0.1), lambda outcomes: bool((per_row([o.call for o in outcomes if o.tensor is not None]) >= need).all()))
     outputs, answered = gather_outputs(outcomes, len(self.rows), k, row, self.rows.dtype)
+    self._note(outcomes)
     # rows that choose again start from nothing: their earlier answers were too few
     self.outputs[which], self.answered[which] = outputs[which], answered[which]
     again = torch.zeros(len(self.rows), dtype=torch.bool).index_fill_(0, which, True)
@@ -207,15 +208,19 @@ def _forward_calls(self: _Batch, calls: list[Call], which: Tensor):
 
 @patch
 def _run(self: _Batch, asks: list[Ask], timeout: float, enough) -> list[Outcome]:
-    "Make the calls in the trio thread, and take them down in the report"
+    "Make the calls in the trio thread"
     layer, swarm = self.layer, self.layer.swarm
     outcomes = swarm.portal.run(lambda: make_calls(swarm.network, swarm.roster, asks, timeout=timeout, grace=layer.timeout_after_k_min, enough=enough, codec=layer.compression))
-    self.report.calls += len(asks)
+    return outcomes
+
+@patch
+def _note(self: _Batch, outcomes: list[Outcome]):
+    "Take down what became of the calls, after their answers were looked at"
+    self.report.calls += len(outcomes)
     self.report.failed_calls += (lost := sum(outcome.tensor is None for outcome in outcomes))
     failed = {uid: why for outcome in outcomes for uid, why in outcome.why.items()}
     self.report.failed.update(failed)
-    layer.stats.add(calls=len(asks), failed_calls=lost, failed_experts=len(failed))
-    return outcomes
+    self.layer.stats.add(calls=len(outcomes), failed_calls=lost, failed_experts=len(failed))
 
 # %% ../nbs/09_dmoe.ipynb #00000010
 @patch
@@ -252,7 +257,9 @@ def send_backward(self: _Batch, grad: Tensor, weights: Tensor) -> Tensor:  # (ba
         for outcome in outcomes:
             if outcome.tensor is not None: have[outcome.call.rows] = True
         return bool((have | ~due).all())
-    total = sum_gradients(self._run(asks, layer.backward_timeout, enough), len(self.rows), row, self.rows.dtype)
+    outcomes = self._run(asks, layer.backward_timeout, enough)
+    total = sum_gradients(outcomes, len(self.rows), row, self.rows.dtype)
+    self._note(outcomes)
     self.report.backward_seconds = time.monotonic() - start
     layer.stats.add(backward_seconds=self.report.backward_seconds)
     return total

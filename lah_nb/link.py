@@ -194,7 +194,7 @@ async def _handle(self: Link, id, header, body):
 async def request(self: Link, buffers: list, check=None):
     "Send, wait, return (header, body); the caller's cancel scope is the deadline"
     while self._queued > MAX_QUEUED and self.alive:
-        self._room = trio.Event()
+        if self._room.is_set(): self._room = trio.Event()  # one event for all who wait
         await self._room.wait()
     if not self.alive: raise ConnectionError(self.why)
     self._count += 1
@@ -215,4 +215,5 @@ def _give_up(self: Link, id: int):
         if item[1] == id and item[0] == REQUEST:
             self._queue.remove(item)
             self._queued -= item[3]
+            self._room.set()
     self._send(CANCEL, id, [])

@@ -65,7 +65,9 @@ class Host:
     def sign(self, data): return self.identity.private_key.sign(data)
 
     def learn(self, peer_id, addrs):
-        for addr in addrs: self._host.get_peerstore().add_addr(ID.from_base58(peer_id), Multiaddr(addr).decapsulate_code(_P2P), 10**9)
+        try: parsed = [Multiaddr(addr).decapsulate_code(_P2P) for addr in addrs]
+        except Exception as error: raise AddressError(f'peer {peer_id} is said to be at an address that is none ({error})') from None
+        for addr in parsed: self._host.get_peerstore().add_addr(ID.from_base58(peer_id), addr, 10**9)
 
     def parity(self, link) -> int:
         "Ids of requests are even from one end of a stream and odd from the other"

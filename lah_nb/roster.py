@@ -18,7 +18,7 @@ from torch import Tensor
 from .dht import DHT
 from .experts import Schema
 from .gating import indices_of
-from .network import CallError, Network
+from .network import Network
 from .wire import LahError, WireError, field
 
 # %% ../nbs/07a_roster.ipynb #00000006
@@ -88,7 +88,7 @@ class Roster:
         pause = min(0.25 * 2 ** self._late.get(peer_id, 1), LONGEST_PAUSE)
         while True:
             try: await self.network.call(peer_id, 'call.ping', {}, timeout=PING_TIMEOUT)
-            except CallError as error:
+            except LahError as error:
                 log.debug('probe: %s', error)
                 await self.network.drop(peer_id)  # whatever still waits for it need not
             else: break
@@ -132,11 +132,12 @@ def _mask(self: Roster, name: str, size: int, records) -> Tensor:
         if record.value:
             hosted = known.get(uid := f'{name}.{i}', {}).get(record.author)
             if hosted is None or hosted[0] != record.value:
-                try: hosted = record.value, read_leaf(record.author, record.value)
+                try:
+                    hosted = record.value, read_leaf(record.author, record.value)
+                    self.network.learn(record.author, hosted[1].addrs)
                 except LahError as error:
                     log.warning('%s', error)
                     continue
-                self.network.learn(record.author, hosted[1].addrs)
             leaves.setdefault(uid, {})[record.author] = hosted
         mask[i] = True
     if leaves != known: self._hosts[name], self._routes = leaves, {}

@@ -22,8 +22,8 @@ from .peer import Host, split_addr, start_owned, stop_owned
 from .portal import close_portal, open_portal
 from .roster import Roster
 from .server import taken_uids
-from .snapshot import Snapshot
-from .wire import LahError, WireError, field
+from .snapshot import Snapshot, check_status
+from .wire import LahError, field
 
 # %% ../nbs/10_swarm.ipynb #00000006
 log = logging.getLogger('lah_nb')
@@ -117,7 +117,7 @@ class Swarm:
         timeout: float = 20.,  # seconds to join
     ):
         self.network, self.local_peers, self._join, self._closed = Host(listen=listen), [], list(addrs), False
-        self.dht, self._lock, self._known = DHT(self.network), threading.Lock(), []
+        self.dht = DHT(self.network)
         self.roster = Roster(self.network, self.dht)
         seeds = {}
         for addr in self._join:
@@ -221,11 +221,12 @@ def __repr__(self: Swarm):
 async def _status(self: Swarm, timeout: float):
     records, found = (await self.dht.get(['swarm/peers'], timeout=timeout))['swarm/peers'], []
     async def ask(record):
-        try: addrs = field(msgpack.unpackb(record.value), 'addrs', list, of=str, most=16)
-        except (ValueError, AttributeError, WireError): return
-        self.network.learn(record.author, addrs)
+        try:
+            addrs = field(msgpack.unpackb(record.value), 'addrs', list, of=str, most=16)
+            self.network.learn(record.author, addrs)
+        except (ValueError, AttributeError, LahError) as error: return log.warning('peer %s announces itself in a form nobody can read: %r', record.author, error)
         start = trio.current_time()
-        try: meta, _ = await self.network.call(record.author, 'call.status', {}, timeout=timeout)
+        try: meta = check_status((await self.network.call(record.author, 'call.status', {}, timeout=timeout))[0])
         except LahError as error: meta = {'why': str(error)}
         found.append((record.author, addrs, meta, trio.current_time() - start))
     async with trio.open_nursery() as nursery:
@@ -248,7 +249,7 @@ _volunteers: dict[tuple, 'Volunteer'] = {}
 
 class Volunteer:
     "Experts lent by this computer; made by `volunteer`"
-    def __init__(self, peer: LocalPeer, swarm: Swarm, grid: Grid, uids: int):
+    def __init__(self, peer: LocalPeer, swarm: Swarm, grid: Grid):
         self.peer, self.swarm, self.grid, self.started = peer, swarm, grid, time.monotonic()
 
     alive = property(lambda self: self.peer.alive)
@@ -303,5 +304,5 @@ def volunteer(
     except BaseException:
         swarm.close()
         raise
-    _volunteers[key] = Volunteer(peer, swarm, grid, experts)
+    _volunteers[key] = Volunteer(peer, swarm, grid)
     return _volunteers[key]

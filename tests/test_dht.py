@@ -8,7 +8,7 @@ from lah_nb.dht import DHT, NoPeers
 from lah_nb.records import Record
 from lah_nb.network import MemoryHub, new_identity, peer_id_of
 from lah_nb.swarm import Swarm
-from lah_nb.wire import LahError
+from lah_nb.wire import LahError, pack
 
 
 def simulate(afn): return trio.run(afn, clock=trio.testing.MockClock(autojump_threshold=0))
@@ -132,15 +132,30 @@ def test_hostile_requests_are_refused(method, meta):
     simulate(main)
 
 
-def test_a_lying_peer_is_shunned_and_the_rest_found():
+@pytest.mark.parametrize('near', [['../../etc'], [{}], [[]], [5]])
+def test_a_lying_peer_is_shunned_and_the_rest_found(near):
     async def main():
         async with MemoryHub() as hub, trio.open_nursery() as nursery:
             dhts = await start(hub, 6, nursery)
             await dhts[0].announce({('experts/ffn', '1'): b'x'})
-            async def lie(request): return {'near': [['../../etc']], 'addrs': {}, 'found': [[['experts/ffn', '9', dhts[0].peer_id, b'fake', 1, 30., b'0' * 64, 30.]]]}, ()
+            async def lie(request): return {'near': [near], 'addrs': {}, 'found': [[['experts/ffn', '9', dhts[0].peer_id, b'fake', 1, 30., b'0' * 64, 30.]]]}, ()
             dhts[3].network.serve('dht.find', lie)
             found = (await dhts[5].get(['experts/ffn'], max_age=0))['experts/ffn']
             assert [r.subkey for r in found] == ['1'] and dhts[3].peer_id in dhts[5].shunned
+            nursery.cancel_scope.cancel()
+    simulate(main)
+
+
+def test_a_peer_that_answers_nonsense_does_not_end_the_one_that_stores():
+    async def main():
+        async with MemoryHub() as hub, trio.open_nursery() as nursery:
+            a, b, c = await start(hub, 3, nursery)
+            async def nonsense(caller, message, codec, reply, done):
+                reply.append(pack({'neither': 'result nor error'}))
+                done.set()
+            b.network._answer = nonsense
+            await a.announce({('experts/ffn', '1'): b'x'})
+            assert [r.subkey for r in (await c.get(['experts/ffn'], max_age=0))['experts/ffn']] == ['1']
             nursery.cancel_scope.cancel()
     simulate(main)
 

@@ -306,3 +306,9 @@ def test_a_relay_carries_calls_between_peers_that_cannot_dial_each_other():
                 task_status.started()
                 await trio.sleep_forever()
         assert relay.portal.run(story, timeout=60) == ({'n': 1}, 1 << 20)
+
+
+def test_addresses_that_are_none_are_refused_and_nothing_ends():
+    "What a stranger says of where a peer is may be anything that begins with a slash"
+    with Peer() as a:
+        with pytest.raises(AddressError, match='address that is none'): a.host.learn(a.peer_id, ['/no/such/protocol'])

@@ -301,6 +301,7 @@ def volunteer(
         peer = LocalPeer(*wanted, '--expert-cls', grid.expert_cls, '--hidden-dim', str(grid.hidden_dim), '--listen', listen, '--device', device, *(word for a in key for word in ('--join', a)))
         peer.wait_ready(timeout)
         swarm.local_peers.append(peer)
+        swarm.network.learn(peer.peer_id, peer.addrs)  # not to depend on when the DHT says so
     except BaseException:
         swarm.close()
         raise

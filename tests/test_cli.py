@@ -25,6 +25,7 @@ def peer():
         p.stdout.close(), p.stderr.close()
 
 
+@pytest.mark.slow
 def test_importing_is_quick_and_light():
     code = 'import sys, time; t = time.perf_counter(); import lah_nb; t = time.perf_counter() - t; import lah_nb.cli; heavy = {"torch", "libp2p", "plotly", "pandas", "networkx"} & set(sys.modules); print(t, heavy); sys.exit(bool(heavy) or t > 0.1)'
     result = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)

@@ -57,16 +57,19 @@ def test_gradients_are_those_of_the_weights_a_batch_started_with(images):
     assert torch.allclose(weights[-1][0], model[0].weight, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_staleness_stays_below_the_batches_in_flight_when_all_take_as_long(images):
     history = Trainer(small(Layer(lambda n: time.sleep(0.005))), in_flight=4, progress=False).fit(images, steps=60)
     assert 1 < history.staleness.mean() < 4.5
 
 
+@pytest.mark.slow
 def test_batches_in_flight_hide_latency(images):
     run = lambda n: Trainer(small(Layer(lambda _: time.sleep(0.02))), in_flight=n, progress=False).fit(images, steps=40).seconds.iloc[-1]
     assert run(8) < run(1) / 3
 
 
+@pytest.mark.slow
 def test_interrupt_by_signal(images):
     trainer = Trainer(small(Layer(lambda n: time.sleep(0.02))), progress=False)
     for _ in range(3):
@@ -80,6 +83,7 @@ def test_interrupt_by_signal(images):
     assert history.seconds.is_monotonic_increasing
 
 
+@pytest.mark.slow
 def test_batches_that_do_not_come_home_are_left_and_done_again(images):
     stuck = threading.Event()
     layer = Layer(lambda n: stuck.wait(20) if n > 10 else None)
@@ -133,6 +137,7 @@ def test_on_step_sees_every_step_in_order(images):
     assert seen == list(range(1, 51))
 
 
+@pytest.mark.slow
 def test_the_ends_of_a_fit(images):
     trainer = Trainer(small(), progress=False)
     assert len(trainer.fit(images)) == 8 and len(trainer.fit(images, epochs=2.5)) == 28 and len(trainer.fit(images, steps=1)) == 29

@@ -57,10 +57,11 @@ def test_replicas_take_over():
         help = volunteer(swarm.addrs[0], experts=4, listen='/ip4/127.0.0.1/tcp/0')
         try:
             layer = DMoE(swarm, 16, grid=(4,), k=4)
-            deadline = time.monotonic() + 20
+            deadline = time.monotonic() + 40
             while len(swarm.roster.hosts_of('ffn.0')) < 2 and time.monotonic() < deadline:
                 layer(torch.randn(8, 16))
                 time.sleep(0.2)
+            assert len(swarm.roster.hosts_of('ffn.0')) == 2
             swarm.peers[0].kill()
             for _ in range(3): layer(torch.randn(8, 16, requires_grad=True)).sum().backward()
             assert layer.last.experts == 4 and layer.last.answered == 32 and not layer.last.failed

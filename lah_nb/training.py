@@ -128,6 +128,8 @@ class Trainer:
         self._rows, self._replicas, self._plan = [], {}, None
         self._elapsed, self._since = 0.0, None  # seconds of training before this fit; when this fit began
         self._lock, self._bad, self._stats0 = threading.RLock(), 0, call_stats(model)
+        self._busy, self._go, self._stopping, self._thread, self.error = threading.Lock(), threading.Event(), False, None, None  # `error`: what ended a background fit
+        self._go.set()
         for group in self.optimizer.param_groups: group.setdefault('initial_lr', group['lr'])
 
     def __repr__(self):
@@ -216,11 +218,15 @@ def _done(self: Trainer) -> float:
 
 # %% ../nbs/14_training.ipynb #0000001b
 @patch
-def _take(self: Trainer, until: int | None):
+def _over(self: Trainer) -> bool:
+    plan = self._plan
+    return self._stopping or self.step == plan['last'] or bool(plan['seconds'] and self._seconds() - plan['began'] >= plan['seconds'])
+
+@patch
+def _take(self: Trainer, until: int | None, flying: int):
     with self._lock:
-        plan = self._plan
+        if self.in_flight != flying or not self._go.is_set() or self._over(): return None  # the batches in flight come home first
         if until is not None and self.step + len(self._open) >= until: return None
-        if plan['seconds'] and self._seconds() - plan['began'] >= plan['seconds']: return None
         if self._again: self._again.remove(i := min(self._again))
         else: i, self._next = self._next, self._next + 1
         self._open.add(i)
@@ -229,9 +235,9 @@ def _take(self: Trainer, until: int | None):
 @patch
 def _fly(self: Trainer, data, until: int | None):
     "Train up to step `until`, yielding after every batch"
-    over = threading.Event()
+    over, flying = threading.Event(), self.in_flight
     try:
-        with closing(in_flight(lambda i, slot: self._attempt(data, i, slot, over), lambda: self._take(until), self.in_flight, drain=self.drain)) as batches:
+        with closing(in_flight(lambda i, slot: self._attempt(data, i, slot, over), lambda: self._take(until, flying), flying, drain=self.drain)) as batches:
             for i, _, error in batches:
                 if error is not None:
                     if hasattr(error, 'add_note'): error.add_note(f'Batch {i} failed after step {self.step}. Nothing of it was applied to the model; fit() goes on from here.')
@@ -256,10 +262,42 @@ def fit(self: Trainer,
     on_step: Callable[[dict], None] | None = None,  # gets the row of each step
 ) -> pd.DataFrame:  # the whole history
     "Train; interrupt at will, and call it again to go on"
-    if epochs or not (steps or seconds or self._plan): steps = math.ceil((epochs or 1) * data.batches_per_epoch(self.batch_size))
-    if steps or seconds: self._plan = dict(first=self.step, last=self.step + steps if steps else None, seconds=seconds, began=self._elapsed)
-    plan, self._since, self._bad, shown = self._plan, time.monotonic(), 0, len(self._rows)
-    bar = tqdm(total=plan['last'] and plan['last'] - plan['first'], initial=self.step - plan['first'], unit='step', disable=not self.progress)
+    if not self._busy.acquire(blocking=False): raise TrainingError('this trainer is training already, in the background: pause() or stop() it')
+    try:
+        if threading.current_thread() is not self._thread: self._go.set()  # a pause that outlived its fit
+        if epochs or not (steps or seconds or self._plan): steps = math.ceil((epochs or 1) * data.batches_per_epoch(self.batch_size))
+        if steps or seconds: self._plan = dict(first=self.step, last=self.step + steps if steps else None, seconds=seconds, began=self._elapsed)
+        plan, self._since, self._bad = self._plan, time.monotonic(), 0
+        with tqdm(total=plan['last'] and plan['last'] - plan['first'], initial=self.step - plan['first'], unit='step', disable=not self.progress or self._thread is threading.current_thread()) as bar:
+            self._follow(data, eval_every, self._shower(bar, on_step))
+        if not self._stopping: self._plan = None
+    finally:
+        self._elapsed, self._since, self._stopping = self._seconds(), None, False
+        self._busy.release()
+    return self.history
+
+@patch
+def _wait_while_paused(self: Trainer):
+    if self._go.is_set(): return
+    self._elapsed, self._since = self._seconds(), None
+    try:
+        while not self._go.wait(0.1): pass
+    finally: self._since = time.monotonic()
+
+@patch
+def _follow(self: Trainer, data, eval_every, show):
+    while not self._over():
+        self._wait_while_paused()
+        until = min((n for n in (self._plan['last'], eval_every and self.step - self.step % eval_every + eval_every) if n), default=None)
+        before = self.step
+        with closing(self._fly(data, until)) as batches:
+            for _ in batches: show()
+        if eval_every and before < self.step == until and until % eval_every == 0: self._rows[-1].update({f'test_{k}': v for k, v in self.evaluate(data, progress=False).items()})
+        show()
+
+@patch
+def _shower(self: Trainer, bar, on_step):
+    shown = len(self._rows)
     def show():
         nonlocal shown
         while shown < len(self._rows):
@@ -267,20 +305,7 @@ def fit(self: Trainer,
             bar.update()
             bar.set_postfix({k: f'{row[k]:.3g}' for k in ('loss', 'test_accuracy', 'test_perplexity') if k in row}, refresh=False)
             if on_step: on_step(row)
-    try:
-        with bar:
-            more = True
-            while more:
-                until = min((n for n in (plan['last'], eval_every and self.step - self.step % eval_every + eval_every) if n), default=None)
-                with closing(self._fly(data, until)) as batches:
-                    for _ in batches: show()
-                more = self.step == until != plan['last']
-                if eval_every and until == self.step and until % eval_every == 0: self._rows[-1].update({f'test_{k}': v for k, v in self.evaluate(data, progress=False).items()})
-                show()
-        self._plan = None
-    finally:
-        self._elapsed, self._since = self._seconds(), None
-    return self.history
+    return show
 
 # %% ../nbs/14_training.ipynb #0000001e
 @patch
@@ -322,6 +347,57 @@ def evaluate(self: Trainer,
 
 # %% ../nbs/14_training.ipynb #00000028
 @patch
+def start(self: Trainer, data, **options) -> Trainer:
+    "`fit` in the background; `options` are those of `fit`"
+    if self.state != 'idle': raise TrainingError('this trainer is training already: pause() or stop() it')
+    def run():
+        try: self.fit(data, **options)
+        except BaseException as error:
+            self.error = error
+            if not isinstance(error, LahError): raise
+    self.error, self._thread = None, threading.Thread(target=run, name='lah-fit', daemon=True)
+    self._go.set()
+    self._thread.start()
+    return self
+
+@patch
+def pause(self: Trainer):
+    "Begin no batch until `resume`"
+    self._go.clear()
+
+@patch
+def resume(self: Trainer): self._go.set()
+
+@patch
+def stop(self: Trainer,
+    timeout: float | None = None,  # seconds to wait for a fit in the background; as long as batches may take, unless told
+):
+    "End `fit` as if its steps were done; a `fit` without an end of its own goes on from there"
+    if self.state != 'idle': self._stopping = True
+    self._go.set()
+    self.wait(timeout if timeout is not None else self.drain + 10)
+
+@patch
+def wait(self: Trainer, timeout: float | None = None) -> bool:
+    "Wait for a fit in the background; False if it goes on after `timeout` seconds"
+    if (thread := self._thread) and thread is not threading.current_thread(): thread.join(timeout)
+    return not (thread and thread.is_alive())
+
+# %% ../nbs/14_training.ipynb #00000029
+@patch(as_prop=True)
+def state(self: Trainer) -> str:
+    "'idle', 'training' or 'paused'"
+    alive = self._busy.locked() or bool(self._thread and self._thread.is_alive())
+    return 'idle' if not alive else 'training' if self._go.is_set() else 'paused'
+
+@patch
+def set_lr(self: Trainer, lr: float):
+    "Another learning rate, from the next batch on; the schedule multiplies it as before"
+    with self._lock:
+        for group in self.optimizer.param_groups: group['initial_lr'] = float(lr)
+
+# %% ../nbs/14_training.ipynb #0000002c
+@patch
 def _tensors(self: Trainer) -> dict[str, torch.Tensor]:
     return {f'model.{name}': t for name, t in (*self.model.named_parameters(), *self.model.named_buffers())}
 
@@ -344,7 +420,7 @@ def save(self: Trainer,
         finally: part.unlink(missing_ok=True)
     return path
 
-# %% ../nbs/14_training.ipynb #00000029
+# %% ../nbs/14_training.ipynb #0000002d
 @patch
 def load(self: Trainer,
     path: Path | str,  # a file that `save` wrote, of a model of the same shape
@@ -368,7 +444,7 @@ def load(self: Trainer,
         self._elapsed, self._plan, self.times, self._rows, self.seed, self.batch_size = (meta[k] for k in ('elapsed', 'plan', 'times', 'rows', 'seed', 'batch_size'))
     return self
 
-# %% ../nbs/14_training.ipynb #0000002d
+# %% ../nbs/14_training.ipynb #00000031
 @patch
 def time_spent(self: Trainer) -> dict[str, float]:
     "Seconds of all batches so far, by what they were spent on"

@@ -243,3 +243,36 @@ def test_in_flight_passes_on_a_take_that_fails():
 
 
 def test_constant(): assert constant(0.3) == 1
+
+
+def test_steering_from_elsewhere(images):
+    seen = threading.Event()
+    trainer = Trainer(small(Layer(lambda n: time.sleep(0.002))), progress=False)
+    trainer.start(images, steps=30, eval_every=10, on_step=lambda row: seen.set())
+    with pytest.raises(TrainingError, match='already'): trainer.start(images)
+    assert seen.wait(10)
+    with pytest.raises(TrainingError, match='already'): trainer.fit(images)
+    trainer.pause()
+    trainer.in_flight = 7
+    time.sleep(0.3)
+    at, seconds = trainer.step, trainer._seconds()
+    time.sleep(0.2)
+    assert (trainer.step, trainer._seconds()) == (at, seconds) and (at == 30 or trainer.state == 'paused')
+    trainer.resume()
+    assert trainer.wait(20) and trainer.step == 30 and trainer.state == 'idle' and trainer.error is None
+    assert trainer.history.test_accuracy.notna().sum() == 3 and sorted(trainer.history.batch) == list(range(30))
+
+
+def test_stop_leaves_the_rest_to_the_next_fit(images):
+    trainer = Trainer(small(Layer(lambda n: time.sleep(0.002))), progress=False).start(images, steps=400)
+    while trainer.step < 5: time.sleep(0.005)
+    trainer.stop()
+    assert trainer.state == 'idle' and 5 <= trainer.step < 400
+    assert len(trainer.fit(images)) == 400  # the plan goes on
+
+
+def test_a_background_fit_that_fails_says_so(images):
+    def act(n):
+        if n > 3: raise LahError('the swarm is gone')
+    trainer = Trainer(small(Layer(act)), retries=1, progress=False).start(images, steps=50)
+    assert trainer.wait(20) and 'swarm is gone' in str(trainer.error) and trainer.state == 'idle'

@@ -7,7 +7,7 @@ __all__ = ['TooFewExperts', 'Dispatch', 'Stats', 'DMoE']
 
 # %% ../nbs/09_dmoe.ipynb #00000003
 import os, random, threading, time
-from collections import Counter
+from collections import Counter, OrderedDict, deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field as dataclass_field
 
@@ -16,7 +16,8 @@ from fastcore.basics import patch
 from torch import Tensor, nn
 
 from .dispatch import Ask, Call, Outcome, gather_outputs, group_pairs, keep_pairs, make_calls, sum_gradients
-from .gating import Balance, Gate, beam_search, mix, mix_gradient, mixing_weights, score_of
+from .gating import Balance, Gate, mix, mix_gradient, mixing_weights, score_of, search, search_path
+from .trace import recorder, span
 from .wire import CODECS, DTYPE_NAMES, LahError, Spec
 
 # %% ../nbs/09_dmoe.ipynb #00000006
@@ -41,9 +42,15 @@ class Dispatch:
         return f'Dispatch({self.rows} rows to {self.experts} experts in {self.calls} calls, {self.answered} pairs answered in {self.seconds:.3f}{back} s{failed})'
 
 class Stats:
-    "Totals over all dispatches of a layer and its copies"
-    def __init__(self):
+    "Totals over all dispatches of a layer and its copies, and how long each peer took of late"
+    def __init__(
+        self,
+        *,
+        calls: int = 128,  # whose seconds are kept, of each peer and direction
+        peers: int = 1024,  # that they are kept of; who was called longest ago is forgotten first
+    ):
         self._lock, self._totals, self._served, self.last = threading.Lock(), Counter(), Counter(), None
+        self._calls, self._peers, self._latencies = calls, peers, OrderedDict()
 
     def __deepcopy__(self, memo): return self
 
@@ -53,9 +60,21 @@ class Stats:
             self._totals.update(totals)
             if served: self._served.update(served)
 
+    def took(self, kind: str, seconds: dict[str, float]):
+        "Keep how long peers took to answer a `kind` of call"
+        with self._lock:
+            for peer_id, s in seconds.items():
+                if peer_id not in self._latencies: self._latencies[peer_id] = {kind: deque(maxlen=self._calls) for kind in ('forward', 'backward')}
+                self._latencies[peer_id][kind].append(s)
+                self._latencies.move_to_end(peer_id)
+            while len(self._latencies) > self._peers: self._latencies.popitem(last=False)
+
     def snapshot(self) -> dict:
-        "The totals so far: dispatches, calls, failed_calls, failed_experts, rows, forward_seconds, backward_seconds, choose_seconds, served"
-        with self._lock: return {**dict.fromkeys(('dispatches', 'calls', 'failed_calls', 'failed_experts', 'rows', 'forward_seconds', 'backward_seconds', 'choose_seconds'), 0), **self._totals, 'served': dict(self._served)}
+        "The totals so far: dispatches, calls, failed_calls, failed_experts, rows, forward_seconds, backward_seconds, choose_seconds; `served`: rows by uid; `latencies`: seconds of late calls by peer id and direction"
+        names = 'dispatches', 'calls', 'failed_calls', 'failed_experts', 'rows', 'forward_seconds', 'backward_seconds', 'choose_seconds'
+        with self._lock:
+            latencies = {peer_id: {kind: list(seconds) for kind, seconds in kinds.items()} for peer_id, kinds in self._latencies.items()}
+            return {**dict.fromkeys(names, 0), **self._totals, 'served': dict(self._served), 'latencies': latencies}
 
 # %% ../nbs/09_dmoe.ipynb #00000008
 class DMoE(nn.Module):
@@ -96,6 +115,9 @@ class DMoE(nn.Module):
     @property
     def grid(self) -> tuple[int, ...]: return self.gate.grid
 
+    @property
+    def biases(self) -> list[Tensor] | None: return self.balance.biases if self.balance else None
+
     def extra_repr(self): return f'{self.in_dim}, grid={self.grid}, uid_prefix={self.uid_prefix!r}, k={self.k}, route={self.route!r}'
 
     def forward(self, x: Tensor) -> Tensor:  # (batch, ..., in_dim) -> the same shape
@@ -106,7 +128,7 @@ class DMoE(nn.Module):
         scores = self.gate(features)
         batch = _Batch(self, rows.detach(), scores)
         self.stats.last = batch.report
-        batch.send_forward()
+        with span('experts, forward', detail=self.uid_prefix, into=batch.spans): batch.send_forward()
         logits = score_of(scores, batch.cells.clamp(min=0).to(scores[0].device))  # (batch, k)
         return _Mixture.apply(rows, logits, batch).view(x.shape)
 
@@ -123,7 +145,8 @@ class _Mixture(torch.autograd.Function):
     def backward(ctx, grad):
         grad = grad.detach().cpu()
         to_logits = mix_gradient(grad, ctx.batch.outputs, ctx.weights)
-        return ctx.batch.send_backward(grad, ctx.weights).to(ctx.device), to_logits.to(ctx.device), None
+        with span('experts, backward', detail=ctx.batch.layer.uid_prefix, into=ctx.batch.spans): to_rows = ctx.batch.send_backward(grad, ctx.weights)
+        return to_rows.to(ctx.device), to_logits.to(ctx.device), None
 
 # %% ../nbs/09_dmoe.ipynb #0000000c
 class _Batch:
@@ -134,23 +157,23 @@ class _Batch:
         self.cells = torch.full((len(rows), layer.k, len(layer.grid)), -1)
         self.answered, self.outputs = torch.zeros(len(rows), layer.k, dtype=torch.bool), torch.zeros(len(rows), layer.k, *rows.shape[1:], dtype=rows.dtype)
         self.calls = []  # what was answered: (row, expert) pairs by peer
-        self.report, self.dead = Dispatch(rows=len(rows)), set()
+        self.report, self.dead, self.spans = Dispatch(rows=len(rows)), set(), recorder()
 
     def left(self) -> float: return self.layer.forward_timeout - (time.monotonic() - self.start)
 
     def choose(self, which: Tensor):  # (n,) rows that need experts
         "Living experts for some of the rows: `cells`"
-        layer, roster = self.layer, self.layer.swarm.roster
-        steps = beam_search([s[which] for s in self.scores], layer.k, layer.balance.biases if layer.balance else None)
-        try:
-            prefixes = next(steps)
-            while True:
-                size = layer.grid[prefixes.shape[1]]
-                live = roster.cached_successors(layer.uid_prefix, prefixes, size)
-                if live is None: live = layer.swarm.portal.run(lambda: roster.successors(layer.uid_prefix, prefixes, size, timeout=max(self.left(), 0.1)))
-                if prefixes.shape[1] == len(layer.grid) - 1 and self.dead: live = self._without_dead(prefixes, live)
-                prefixes = steps.send(live)
-        except StopIteration as found: self.cells[which] = found.value[0]
+        with span('choose experts', into=self.spans):
+            self.cells[which], _ = search([s[which] for s in self.scores], self.layer.k, self.successors, bias=self.layer.biases)
+
+    def successors(self, prefixes: Tensor) -> Tensor:  # (n, level) -> (n, size) bool
+        "Who follows each prefix alive, from the roster's cache or the DHT"
+        layer, roster, size = self.layer, self.layer.swarm.roster, self.layer.grid[prefixes.shape[1]]
+        live = roster.cached_successors(layer.uid_prefix, prefixes, size)
+        if live is None:
+            with span('look up experts', detail=f'{len(prefixes)} prefixes in the DHT', into=self.spans):
+                live = layer.swarm.portal.run(lambda: roster.successors(layer.uid_prefix, prefixes, size, timeout=max(self.left(), 0.1)))
+        return self._without_dead(prefixes, live) if prefixes.shape[1] == len(layer.grid) - 1 and self.dead else live
 
     def _without_dead(self, prefixes, live):
         return torch.tensor([[alive and _uid(self.layer, [*prefix, i]) not in self.dead for i, alive in enumerate(row)] for prefix, row in zip(prefixes.tolist(), live.tolist())], dtype=torch.bool).view(live.shape)
@@ -211,6 +234,9 @@ def _run(self: _Batch, asks: list[Ask], timeout: float, enough) -> list[Outcome]
     "Make the calls in the trio thread"
     layer, swarm = self.layer, self.layer.swarm
     outcomes = swarm.portal.run(lambda: make_calls(swarm.network, swarm.roster, asks, timeout=timeout, grace=layer.timeout_after_k_min, enough=enough, codec=layer.compression))
+    kind = asks[0].method.removeprefix('call.') if asks else 'forward'
+    layer.stats.took(kind, {outcome.call.peer_id: outcome.seconds for outcome in outcomes if outcome.tensor is not None})
+    if self.spans is not None: self.spans += [outcome.span(kind) for outcome in outcomes]
     return outcomes
 
 @patch
@@ -263,3 +289,19 @@ def send_backward(self: _Batch, grad: Tensor, weights: Tensor) -> Tensor:  # (ba
     self.report.backward_seconds = time.monotonic() - start
     layer.stats.add(backward_seconds=self.report.backward_seconds)
     return total
+
+# %% ../nbs/09_dmoe.ipynb #00000014
+@patch
+def explain(
+    self: DMoE,
+    row: Tensor,  # one row of a batch: `x[0]`
+) -> dict:  # `levels`: of each, the candidates that `search_path` saw, by uid; `experts`: uid, score, weight in the mixture, hosts
+    "How the experts of a row are chosen, as plain data that `viz.beam_figure` draws"
+    if row.shape[-1] != self.in_dim or self.route == 'token' and row.dim() != 1: raise LahError(f'explain takes one row, x[0]{" (one vector)" if self.route == "token" else ""}, of {self.in_dim} features, got {tuple(row.shape)}')
+    with torch.no_grad(): batch = _Batch(self, row.detach()[None], self.gate(row.detach().reshape(-1, self.in_dim).mean(0, keepdim=True)))
+    levels = search_path(batch.scores, self.k, batch.successors, bias=self.biases)
+    chosen = [c for c in levels[-1] if c['fate'] == 'kept']
+    weights = score_of(batch.scores, torch.tensor([[c['prefix'] for c in chosen]], dtype=torch.long).view(1, -1, len(self.grid)))[0].softmax(0).tolist()
+    experts = [{'uid': _uid(self, c['prefix']), 'score': c['score'], 'weight': w} for c, w in zip(chosen, weights)]
+    return {'uid_prefix': self.uid_prefix, 'grid': list(self.grid), 'k': self.k, 'levels': [[{**c, 'prefix': _uid(self, c['prefix'])} for c in level] for level in levels],
+            'experts': [{**e, 'hosts': [hosted.peer_id for hosted in self.swarm.roster.hosts_of(e['uid'])]} for e in experts]}

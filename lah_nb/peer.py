@@ -9,7 +9,6 @@ __all__ = ['CONNECT_TIMEOUT', 'PING_AFTER', 'SILENT_AFTER', 'SLOWEST_LINK', 'Hos
 # %% ../nbs/03a_peer.ipynb #00000003
 import os, socket, threading
 from collections.abc import Sequence
-from contextlib import asynccontextmanager
 from dataclasses import dataclass, field as dataclass_field
 
 import libp2p, psutil, trio
@@ -18,15 +17,13 @@ from libp2p.crypto.keys import KeyPair
 from libp2p.crypto.x25519 import create_new_key_pair as new_x25519
 from libp2p.network.config import ConnectionConfig
 from libp2p.peer.id import ID
-from libp2p.relay.circuit_v2.protocol import PROTOCOL_ID as HOP, STOP_PROTOCOL_ID as STOP, CircuitV2Protocol
-from libp2p.relay.circuit_v2.resources import RelayLimits
 from libp2p.security.noise.transport import PROTOCOL_ID as NOISE, Transport as NoiseTransport
-from libp2p.tools.anyio_service import background_trio_service
 from multiaddr import Multiaddr
 
 from .link import Link, quietly
 from .network import PROTOCOLS, CallTimeout, Served, Unreachable, envelope, new_identity, open_answer, peer_id_of, ping_methods
 from .portal import close_portal, open_portal
+from .relay import Relay, accept_circuits, dial_circuit, split_circuit
 from .wire import LahError, pack, unpack
 
 # %% ../nbs/03a_peer.ipynb #00000006
@@ -53,21 +50,34 @@ class Host:
         self.peer_id, self.listen = peer_id_of(self.identity), [_listen_addr(a) for a in listen]
         self.methods = ping_methods()
         self._links, self._opening, self._nursery, self.addrs = {}, {}, None, []
+        self.circuits, self.relays = [], set()  # where others reach this peer through relays; the relays that may open circuits to it
+        self._through, self._doubted = {}, {}  # peer -> {relay: its address}; relay -> when a circuit through it failed
         noise = NoiseTransport(self.identity, noise_privkey=new_x25519().private_key)
         config = ConnectionConfig(min_connections=0, low_watermark=0, max_connections=2000, high_watermark=1900, dial_timeout=CONNECT_TIMEOUT,
                                   outbound_upgrade_timeout=CONNECT_TIMEOUT, inbound_upgrade_timeout=CONNECT_TIMEOUT)
         self._host = libp2p.new_host(key_pair=self.identity, sec_opt={NOISE: noise}, muxer_preference='YAMUX', listen_addrs=self.listen, connection_config=config)
         self._host.get_network().auto_connector.maybe_connect = _dial_nobody  # it would dial whoever it has heard of, up to half of high_watermark
         for protocol in PROTOCOLS: self._host.set_stream_handler(_protocol_id(protocol), self._inbound(protocol))
+        accept_circuits(self._host, self.relays)
+        if relay: Relay(self._host)
 
     def __repr__(self): return f'Host({self.peer_id}, {self.addrs or "dials out only"})'
     def serve(self, method, handler, check=None): self.methods[method] = Served(handler, check)
     def sign(self, data): return self.identity.private_key.sign(data)
 
+    @property
+    def reach(self) -> list[str]:
+        "What to announce: this peer's addresses, or if it has none, its addresses through relays"
+        return list(self.addrs) or list(self.circuits)
+
     def learn(self, peer_id, addrs):
-        try: parsed = [Multiaddr(addr).decapsulate_code(_P2P) for addr in addrs]
+        through = dict(filter(None, map(split_circuit, addrs)))
+        direct = {**{relay: [addr] for relay, addr in through.items()}, peer_id: [addr for addr in addrs if not split_circuit(addr)]}
+        try: parsed = [(ID.from_base58(peer), Multiaddr(addr).decapsulate_code(_P2P)) for peer, found in direct.items() for addr in found]
         except Exception as error: raise AddressError(f'peer {peer_id} is said to be at an address that is none ({error})') from None
-        for addr in parsed: self._host.get_peerstore().add_addr(ID.from_base58(peer_id), addr, 10**9)
+        for peer, addr in parsed: self._host.get_peerstore().add_addr(peer, addr, 10**9)
+        if through: self._through[peer_id] = through
+        elif addrs: self._through.pop(peer_id, None)
 
     def parity(self, link) -> int:
         "Ids of requests are even from one end of a stream and odd from the other"
@@ -110,28 +120,13 @@ async def run(self: Host, *, task_status=trio.TASK_STATUS_IGNORED):
                 self.addrs = _reachable(self._host.get_addrs(), self.peer_id)
                 if self.listen and not self.addrs: raise ListenError(f'cannot listen at {", ".join(map(str, self.listen))}')
                 self._nursery.start_soon(self._watch)
-                async with self._relaying():
-                    task_status.started(self)
-                    await trio.sleep_forever()
+                task_status.started(self)
+                await trio.sleep_forever()
         finally:
             with trio.CancelScope(shield=True, deadline=trio.current_time() + 1.5):
                 # the library closes one connection after another, 0.2 s each
                 async with trio.open_nursery() as nursery:
                     for connection in self._connections(): nursery.start_soon(quietly, connection.close)
-
-@patch
-@asynccontextmanager
-async def _relaying(self: Host):
-    if not self.relay:
-        yield
-        return
-    # the library's own limits (8 circuits, 128 KiB each) are for signalling; ours carry tensors
-    limits = RelayLimits(duration=3600, data=1 << 40, max_circuit_conns=256, max_reservations=256)
-    protocol = CircuitV2Protocol(self._host, limits=limits, allow_hop=True)
-    async with background_trio_service(protocol):
-        self._host.set_stream_handler(HOP, protocol._handle_hop_stream)
-        self._host.set_stream_handler(STOP, protocol._handle_stop_stream)
-        yield
 
 @patch
 def _connections(self: Host, peer_id: str | None = None) -> list:
@@ -174,6 +169,7 @@ async def _open(self: Host, key, opening):
         self._forget_closed(target)
         self._host.get_network().unblock_peer(target)  # a failed dial blocks a peer for a minute; ours are rationed by the callers
         with trio.move_on_after(CONNECT_TIMEOUT) as scope:
+            if peer_id in self._through and not self._connections(peer_id): await self._dial_through(target, self._through[peer_id])
             opening.link = self._adopt(await self._host.new_stream(target, [_protocol_id(protocol)]), peer_id, protocol)
             self._nursery.start_soon(opening.link.run)
         # a handshake that was cut in half leaves the connection unusable
@@ -182,6 +178,27 @@ async def _open(self: Host, key, opening):
     finally:
         del self._opening[key]
         opening.done.set()
+
+@patch
+async def _dial_through(self: Host, target: ID, relays: dict[str, str]):
+    "A circuit by any of the relays: one after another, and not waiting long for any"
+    now, connected, whys, tries = trio.current_time(), self.connected(), [], []
+    async def dial(relay: ID, tried: trio.Event):
+        try:
+            self._forget_closed(relay)
+            self._host.get_network().unblock_peer(relay)
+            await dial_circuit(self._host, relay, target)
+        except Exception as error:
+            self._doubted[str(relay)] = trio.current_time()
+            whys.append(f'through relay {relay}: {_reason(error)}')
+        finally: tried.set()
+    for relay in sorted(relays, key=lambda relay: (now - self._doubted.get(relay, -60.) < 10., relay not in connected)):
+        tries.append(tried := trio.Event())
+        self._nursery.start_soon(dial, ID.from_base58(relay), tried)  # not cancelled with the one who waits: that would cut a write in half
+        with trio.move_on_after(CONNECT_TIMEOUT / 3): await tried.wait()
+        if self._connections(str(target)): return
+    for tried in tries: await tried.wait()
+    if not self._connections(str(target)): raise ConnectionError('; '.join(whys))
 
 @patch
 def _forget_closed(self: Host, target: ID):
@@ -232,6 +249,8 @@ async def drop(self: Host, peer_id: str):
     for (peer, _), link in list(self._links.items()):
         if peer == peer_id: link.close('the connection was dropped')
     for connection in self._connections(peer_id):
+        for addr in connection.get_transport_addresses():
+            if circuit := split_circuit(str(addr)): self._doubted[circuit[0]] = trio.current_time()  # the relay may be at fault
         with trio.move_on_after(0.5): await quietly(connection.close)
 
 # %% ../nbs/03a_peer.ipynb #0000000c

@@ -63,6 +63,7 @@ class _Call:
     results: list
     excuse: LahError  # what stands for a result that did not come
     missing: int = 0
+    computed: float = 0.  # seconds, of the batches that its parts were in
     gone: bool = False  # nobody waits any more
     done: trio.Event = field(default_factory=trio.Event)
 
@@ -151,6 +152,7 @@ async def submit(
     kind: str,  # `forward` or `backward`
     parts: list[tuple],  # `(uid, x, grad, seed)`; `grad` is `None` in a forward
     deadline: float,  # on trio's clock
+    spent: dict[str, float] | None = None,  # is told `queued` and `computed`, in seconds
 ) -> list[torch.Tensor | LahError]:
     "One answer for each part, in order: a tensor, or the error that it met"
     if not self._running: raise RuntimeStopped('this runtime is not running')
@@ -161,7 +163,7 @@ async def submit(
     rows = sum(len(part.x) for part in waiting)
     if self.queued_rows + rows > self.max_queued_rows: raise Overloaded(f'{self.queued_rows} rows wait already, {rows} more exceed {self.max_queued_rows}; try another peer')
     if not waiting: return call.results
-    call.missing = len(waiting)
+    call.missing, start = len(waiting), trio.current_time()
     for part in waiting: self._lines.setdefault(part.line, {})[part.number] = part
     self.queued_rows += rows
     self._calls.add(call)
@@ -173,6 +175,7 @@ async def submit(
         self._calls.remove(call)
         for part in waiting: self._leave(part)
         self.dropped += sum(result is None for result in call.results)
+        if spent is not None: spent.update(queued=max(0., trio.current_time() - start - call.computed), computed=call.computed)
     return [call.excuse if result is None else result for result in call.results]
 
 # %% ../nbs/06_runtime.ipynb #00000016
@@ -218,9 +221,11 @@ def _travel(self: Runtime, batches: list[_Batch]):
     "Run `batches` until the trip's time is up, in the device's thread"
     start = perf_counter()
     for batch in batches:
-        batch.parts = [part for part in batch.parts if not part.call.gone]
+        batch.parts, began = [part for part in batch.parts if not part.call.gone], perf_counter()
         if batch.parts: batch.results = run_batch(batch.expert, batch.kind, [(part.x, part.grad, part.seed) for part in batch.parts])
-        if perf_counter() - start > self.trip[1]: break
+        now = perf_counter()
+        for part in batch.parts: part.call.computed += now - began
+        if now - start > self.trip[1]: break
 
 # %% ../nbs/06_runtime.ipynb #00000019
 @patch

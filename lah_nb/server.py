@@ -69,9 +69,9 @@ class Server:
 
     async def _forward(self, request: Request):
         x, index = request.tensors
-        results = await self._submit('forward', request, [x])
+        results, spent = await self._submit('forward', request, [x])
         shape = self.experts[request.meta['uids'][0]].schema.output(x.shape[1:])
-        return _answer(request, results), [torch.cat([r if isinstance(r, Tensor) else x.new_zeros(n, *shape) for r, n in zip(results, request.meta['counts'])])]
+        return _answer(request, results, spent), [torch.cat([r if isinstance(r, Tensor) else x.new_zeros(n, *shape) for r, n in zip(results, request.meta['counts'])])]
 
     async def _backward(self, request: Request):
         key = request.peer_id, request.meta['id']
@@ -86,24 +86,25 @@ class Server:
         if scale is not None: spread[1] = spread[1] * scale.view(-1, *[1] * (spread[1].dim() - 1))
         chunks = [t.split(counts) for t in spread] if len(spread) == 2 else [spread[0].split(counts), [None] * len(counts)]
         seed = request.meta['seed'] & (2**31 - 1)
-        return await self.runtime.submit(kind, [(uid, x, g, seed) for uid, x, g in zip(request.meta['uids'], *chunks)], request.deadline)
+        parts, spent = [(uid, x, g, seed) for uid, x, g in zip(request.meta['uids'], *chunks)], {}
+        return await self.runtime.submit(kind, parts, request.deadline, spent), spent
 
 # %% ../nbs/07_server.ipynb #00000009
 MAX_REMEMBERED = 64 << 20  # bytes of answers kept for backwards that are sent again
 
-def _answer(request, results) -> dict:
-    return {'ok': [isinstance(r, Tensor) for r in results], 'why': {uid: f'{type(r).__name__}: {r}' for uid, r in zip(request.meta['uids'], results) if not isinstance(r, Tensor)}}
+def _answer(request, results, spent) -> dict:
+    return {'ok': [isinstance(r, Tensor) for r in results], 'spent': spent, 'why': {uid: f'{type(r).__name__}: {r}' for uid, r in zip(request.meta['uids'], results) if not isinstance(r, Tensor)}}
 
 @patch
 async def _apply(self: Server, key, request):
     self._working[key] = trio.Event()
     try:
         x, index, grad, scale = request.tensors
-        results = await self._submit('backward', request, [x, grad], scale)
+        results, spent = await self._submit('backward', request, [x, grad], scale)
         total = torch.zeros_like(x)
         for result, at in zip(results, index.long().split(request.meta['counts'])):
             if isinstance(result, Tensor): total.index_add_(0, at, result)
-        self._done[key] = _answer(request, results), [total]
+        self._done[key] = _answer(request, results, spent), [total]
         while len(self._done) > 1 and sum(t.nbytes for _, (t,) in self._done.values()) > MAX_REMEMBERED or len(self._done) > 512: self._done.popitem(last=False)
     finally: self._working.pop(key).set()
 

@@ -11,6 +11,7 @@ from libp2p.stream_muxer.yamux import yamux
 from lah_nb.network import CallTimeout, Refused, Unreachable, new_identity, peer_id_of
 from lah_nb.peer import AddressError, Peer, _protocol_id, split_addr
 from lah_nb.link import tuned
+from lah_nb.relay import circuit_addrs, reserve
 from lah_nb.wire import REQUEST, LahError, chunks, pack
 
 ECHO = '''
@@ -306,6 +307,55 @@ def test_a_relay_carries_calls_between_peers_that_cannot_dial_each_other():
                 task_status.started()
                 await trio.sleep_forever()
         assert relay.portal.run(story, timeout=60) == ({'n': 1}, 1 << 20)
+
+
+@pytest.fixture
+def hidden():
+    "A peer that nobody can dial, with a reservation on each of two relays; and the addresses where it is reached"
+    with Peer(relay=True) as a, Peer(relay=True) as b, Peer(listen=()) as hidden:
+        hidden.serve('call.echo', echo)
+        addrs = []
+        for relay in a, b:
+            hidden.connect(relay.addrs[0], timeout=20)
+            hidden.host.relays.add(relay.peer_id)
+            hidden.portal.run(reserve, hidden.host._host, ID.from_base58(relay.peer_id), timeout=20)
+            addrs += circuit_addrs(relay.peer_id, relay.addrs, hidden.peer_id)
+        yield hidden, (a, b), addrs
+
+
+def test_circuits_by_our_own_hand(hidden):
+    "Called by its address alone, from peers that never met the relays; one caller's leaving does not touch another's circuit"
+    hidden, relays, addrs = hidden
+    with Peer(listen=()) as stays:
+        stays.connect(addrs[0], timeout=20)
+        with Peer(listen=()) as leaves:
+            leaves.connect(addrs[0], timeout=20)
+            assert torch.equal(leaves.call(hidden.peer_id, 'call.echo', {}, [torch.arange(1 << 20)], timeout=20)[1][0], torch.arange(1 << 20))
+        link = stays.host._links[hidden.peer_id, 'dht']
+        assert stays.call(hidden.peer_id, 'dht.ping', timeout=10)[0] == {} and link is stays.host._links[hidden.peer_id, 'dht'] and link.alive
+        with pytest.raises(Unreachable, match='no_reservation'): hidden.connect(circuit_addrs(relays[0].peer_id, relays[0].addrs, stays.peer_id)[0], timeout=20) if not hidden.portal.run(hidden.host.drop, stays.peer_id) else None
+
+
+def test_another_relay_takes_over(hidden):
+    hidden, relays, addrs = hidden
+    with Peer(listen=()) as caller:
+        caller.host.learn(hidden.peer_id, addrs)
+        assert caller.call(hidden.peer_id, 'call.echo', {'n': 1}, timeout=20)[0] == {'n': 1}
+        for relay in relays:
+            if relay.peer_id in caller.host.connected(): relay.close()
+        deadline = time.monotonic() + 20
+        while True:
+            try: answer, _ = caller.call(hidden.peer_id, 'call.echo', {'n': 2}, timeout=5)
+            except Unreachable:
+                if time.monotonic() > deadline: raise
+            else: break
+        assert answer == {'n': 2}
+
+
+def test_circuits_through_strangers_are_refused(hidden):
+    hidden, relays, addrs = hidden
+    hidden.host.relays.clear()
+    with Peer(listen=()) as caller, pytest.raises(Unreachable, match='connection_failed'): caller.connect(addrs[0], timeout=20)
 
 
 def test_addresses_that_are_none_are_refused_and_nothing_ends():

@@ -6,7 +6,7 @@
 __all__ = ['SwarmError', 'LocalPeer']
 
 # %% ../nbs/09c_children.ipynb #00000003
-import os, subprocess, sys, threading, weakref
+import json, os, subprocess, sys, threading, weakref
 from collections import deque
 
 from .peer import split_addr
@@ -24,7 +24,7 @@ class LocalPeer:
         threads: int = 1,  # BLAS threads
     ):
         env = {**os.environ, 'PYTHONUNBUFFERED': '1', **dict.fromkeys(('OMP_NUM_THREADS', 'MKL_NUM_THREADS', 'OPENBLAS_NUM_THREADS'), str(threads))}
-        self.peer_id, self.addrs, self.lines, self._ready = None, [], deque(maxlen=200), threading.Event()
+        self.peer_id, self.addrs, self.lines, self.status, self._ready = None, [], deque(maxlen=200), {}, threading.Event()
         self.process = subprocess.Popen([sys.executable, '-c', 'import sys; from lah_nb.cli import main; sys.exit(main())', 'peer', '--owned', *options], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
                                         env=env, text=True, errors='replace', start_new_session=os.name == 'posix')
         self._reader = threading.Thread(target=_read_lines, args=(self.process.stdout, weakref.ref(self), self._ready), name=f'lah-peer-{self.process.pid}', daemon=True)
@@ -45,6 +45,11 @@ class LocalPeer:
         "SIGKILL: what a power cut does"
         self.process.kill()
         self._reap(2.)
+
+    def say(self, command: str):
+        "Give a volunteer a command: 'pause' or 'resume'"
+        try: print(command, file=self.process.stdin, flush=True)
+        except (OSError, ValueError): raise SwarmError(f'{self!r} cannot be told {command!r} any more') from None
 
     def ask_to_stop(self):
         "Close its pipe: it withdraws its records, saves, and ends"
@@ -69,7 +74,8 @@ def _read_lines(stream, ref, ready):
     try:
         for line in stream:
             if (peer := ref()) is None: continue
-            peer.lines.append(line.rstrip())
+            if line.startswith('status '): peer.status = _parsed(line) or peer.status
+            else: peer.lines.append(line.rstrip())
             if line.startswith('ready ') and peer.peer_id is None:
                 peer.addrs = line.split()[1:]
                 peer.peer_id = split_addr(peer.addrs[0])[0]
@@ -77,3 +83,7 @@ def _read_lines(stream, ref, ready):
             del peer
     except ValueError: pass  # the stream was closed while this thread read it
     ready.set()
+
+def _parsed(line: str) -> dict | None:
+    try: return json.loads(line.partition(' ')[2])
+    except ValueError: return None  # a library wrote into the middle of it

@@ -23,19 +23,21 @@ def _grid(text: str) -> tuple[int, ...]:
 # %% ../nbs/16_cli.ipynb #00000008
 def _add_peer(commands):
     p = commands.add_parser('peer', help='host experts, or be a bootstrap peer', description='Host experts until interrupted. The first line of stdout when it can serve: ready MULTIADDR. '
-                            'Without --experts it is a bootstrap peer, through which others join.')
+                            'Without --experts it is a bootstrap peer, through which others join; with --volunteer it finds out by itself which experts the swarm needs most.')
     p.add_argument('--join', action='append', default=[], metavar='ADDR', help='address of a peer in the swarm; may be repeated; none: begin a new swarm')
     p.add_argument('--experts', metavar='PATTERN', help='uids to host, like "ffn.[0:8].[0:8]"')
+    p.add_argument('--volunteer', action='store_true', help='host the experts that are needed most, as many as half of the free memory holds and --num-experts allows (default: 16); never give up when the connection is lost')
+    p.add_argument('--prefix', metavar='NAME', help='with --volunteer: the grid to help (default: the one that needs it most)')
     p.add_argument('--num-experts', type=int, metavar='N', help='take N free uids of the pattern (default: all of them)')
     p.add_argument('--expert-cls', default='ffn', metavar='NAME', help='registered class of the experts (default: %(default)s)')
     p.add_argument('--expert-file', metavar='FILE', help='Python file that registers your own class')
     p.add_argument('--hidden-dim', type=int, default=64, metavar='H', help='width of the experts (default: %(default)s)')
-    p.add_argument('--listen', action='append', metavar='MULTIADDR', help='where to listen (default: /ip4/127.0.0.1/tcp/0; for other computers: /ip4/0.0.0.0/tcp/4001; "none": only dial out)')
-    p.add_argument('--identity', metavar='FILE', help='file that keeps the peer id over restarts')
+    p.add_argument('--listen', action='append', metavar='MULTIADDR', help='where to listen (default: /ip4/127.0.0.1/tcp/0; for other computers: /ip4/0.0.0.0/tcp/4001; "none": only dial out; a volunteer: /ip4/0.0.0.0/tcp/0)')
+    p.add_argument('--identity', metavar='FILE', help='file that keeps the peer id over restarts (a volunteer has one of its own)')
     p.add_argument('--optimizer', default='adam', choices=['adam', 'amsgrad', 'sgd'], help='of each expert (default: %(default)s)')
     p.add_argument('--lr', type=float, default=1e-3, help='learning rate of the experts (default: %(default)s)')
     p.add_argument('--checkpoint-dir', metavar='DIR', help='read experts from here at the start, save them here regularly and on leaving')
-    p.add_argument('--device', default='cpu', help='torch device (default: %(default)s)')
+    p.add_argument('--device', help='torch device (default: cpu; a volunteer uses an accelerator if there is one)')
     p.add_argument('--relay', action='store_true', help='pass on traffic for peers that nobody can dial (libp2p circuit relay v2)')
     p.add_argument('--owned', action='store_true', help='end when stdin closes (for a process that starts this one)')
     p.set_defaults(run=_peer)
@@ -44,22 +46,28 @@ def _add_peer(commands):
 def _peer(args) -> dict:
     import trio
     from lah_nb.hosting import run_peer
-    options = {name: getattr(args, name) for name in ('experts', 'num_experts', 'expert_cls', 'expert_file', 'hidden_dim', 'join', 'identity', 'optimizer', 'lr', 'checkpoint_dir', 'device', 'relay')}
-    listen = [addr for addr in args.listen or ['/ip4/127.0.0.1/tcp/0'] if addr != 'none']
+    options = {name: getattr(args, name) for name in ('num_experts', 'expert_file', 'join', 'identity', 'optimizer', 'lr', 'checkpoint_dir', 'relay')}
+    listen = [addr for addr in args.listen or [f'/ip4/{"0.0.0.0" if args.volunteer else "127.0.0.1"}/tcp/0'] if addr != 'none']
+    if args.volunteer: from lah_nb.lending import lend
     summary = {}
     async def main():
+        tell, commands = trio.open_memory_channel(16)
         async with trio.open_nursery() as nursery:
             stop = trio.Event()
-            if args.owned: _end_with_stdin(stop, trio.lowlevel.current_trio_token())
+            if args.owned: _obey_stdin(stop, tell, trio.lowlevel.current_trio_token())
             nursery.start_soon(_stop_on_signal, stop)
             def ready(server):
-                print('ready', *(server.network.addrs or [f'/p2p/{server.network.peer_id}']), flush=True)
+                print('ready', *(server.network.reach or [f'/p2p/{server.network.peer_id}']), flush=True)
                 summary.update(peer_id=server.network.peer_id, server=server, start=time.time())
-            await run_peer(listen=listen, ready=ready, stop=stop, **options)
+            common = dict(options, listen=listen, ready=ready, stop=stop)
+            if args.volunteer: await lend(**common, prefix=args.prefix, device=args.device, commands=commands, tell=_tell_owner if args.owned else lambda status: None)
+            else: await run_peer(**common, experts=args.experts, expert_cls=args.expert_cls, hidden_dim=args.hidden_dim, device=args.device or 'cpu')
             nursery.cancel_scope.cancel()
     trio.run(main)
     if not (server := summary.get('server')): return {'peer_id': None, 'experts': 0, 'updates': 0, 'seconds': 0.}
     return {'peer_id': summary['peer_id'], 'experts': len(server.experts), 'updates': sum(e.updates for e in server.experts.values()), 'seconds': time.time() - summary['start']}
+
+def _tell_owner(status: dict): print('status', json.dumps(status), flush=True)
 
 # %% ../nbs/16_cli.ipynb #00000009
 async def _stop_on_signal(stop):
@@ -67,12 +75,16 @@ async def _stop_on_signal(stop):
     with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
         async for _ in signals: stop.set()
 
-def _end_with_stdin(stop, token, patience: float = 8.):
-    "A child dies with its kernel: when the pipe from it closes, in order; and if that takes too long, anyway"
+def _obey_stdin(stop, tell, token, patience: float = 8.):
+    "A child does what its kernel says, line by line, and dies with it: when the pipe from it closes, in order; and if that takes too long, anyway"
+    import trio
+    def pass_on(line):
+        try: tell.send_nowait(line)
+        except (trio.WouldBlock, trio.BrokenResourceError): pass  # a peer that listens to nobody
     def wait():
         try:
-            while os.read(sys.stdin.fileno(), 4096): pass
-        except OSError: pass  # a closed pipe is what it waits for
+            for line in sys.stdin: token.run_sync_soon(pass_on, line.strip())
+        except (OSError, ValueError): pass  # a closed pipe is what it waits for
         end = threading.Timer(patience, os._exit, [1])
         end.daemon = True
         end.start()

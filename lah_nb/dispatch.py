@@ -151,7 +151,7 @@ async def make_calls(
     scope = trio.CancelScope(deadline=start + timeout)
     async def one(ask):
         nonlocal satisfied
-        outcomes.append(await _one(network, roster, ask, timeout, codec))
+        with roster.calling(ask.call.peer_id): outcomes.append(await _one(network, roster, ask, timeout, codec))
         if not satisfied and enough(outcomes):
             satisfied, now = True, trio.current_time()
             scope.deadline = min(start + timeout, now + max(grace, now - start))

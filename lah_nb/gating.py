@@ -135,7 +135,7 @@ def _code(prefix, sizes):
     for i, size in zip(prefix, sizes): code = code * size + i
     return code
 
-# %% ../nbs/06a_gating.ipynb #00000010
+# %% ../nbs/06a_gating.ipynb #00000011
 def mixing_weights(
     logits: Tensor,  # (batch, k)
     answered: Tensor,  # (batch, k) bool
@@ -159,7 +159,7 @@ def mix_gradient(
     fit = torch.einsum('b...,bk...->bk', grad, outputs)
     return weights * (fit - (weights * fit).sum(-1, keepdim=True))
 
-# %% ../nbs/06a_gating.ipynb #00000013
+# %% ../nbs/06a_gating.ipynb #00000014
 class Balance(nn.Module):
     "Biases of the choice that follow the served load"
     def __init__(

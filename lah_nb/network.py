@@ -88,6 +88,7 @@ class Network(Protocol):
     "One peer's view of the network"
     peer_id: str
     addrs: list[str]  # where others can dial this peer; empty if nobody can
+    reach: list[str]  # the same, or if it is empty, where others reach it through relays
 
     async def call(self, peer_id: str, method: str, meta: dict, tensors: Sequence[Tensor] = (), *, timeout: float, codec: str = 'none', check: Check | None = None) -> Answer:
         "Ask `peer_id`; `check` sees the answer's meta and specs before its tensors take memory. Raises `CallError` within `timeout` seconds"
@@ -137,7 +138,8 @@ class MemoryNetwork:
     "A `Network` between peers of one `MemoryHub`"
     def __init__(self, hub: 'MemoryHub', identity: KeyPair):
         self.hub, self.identity, self.peer_id = hub, identity, peer_id_of(identity)
-        self.addrs, self.methods, self.silent, self.calls = [f'/memory/{self.peer_id}'], ping_methods(), False, 0
+        self.addrs = self.reach = [f'/memory/{self.peer_id}']
+        self.methods, self.silent, self.calls = ping_methods(), False, 0
 
     def serve(self, method, handler, check=None): self.methods[method] = Served(handler, check)
     def learn(self, peer_id, addrs): pass

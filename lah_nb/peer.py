@@ -49,7 +49,7 @@ class Host:
         self.identity, self.relay = identity or new_identity(), relay
         self.peer_id, self.listen = peer_id_of(self.identity), [_listen_addr(a) for a in listen]
         self.methods = ping_methods()
-        self._links, self._opening, self._nursery, self.addrs = {}, {}, None, []
+        self._links, self._opening, self._nursery, self.addrs, self.listening = {}, {}, None, [], []
         self.circuits, self.relays = [], set()  # where others reach this peer through relays; the relays that may open circuits to it
         self._through, self._doubted = {}, {}  # peer -> {relay: its address}; relay -> when a circuit through it failed
         noise = NoiseTransport(self.identity, noise_privkey=new_x25519().private_key)
@@ -117,7 +117,7 @@ async def run(self: Host, *, task_status=trio.TASK_STATUS_IGNORED):
     async with self._host.run(self.listen):
         try:
             async with trio.open_nursery() as self._nursery:
-                self.addrs = _reachable(self._host.get_addrs(), self.peer_id)
+                self.addrs = self.listening = _reachable(self._host.get_addrs(), self.peer_id)
                 if self.listen and not self.addrs: raise ListenError(f'cannot listen at {", ".join(map(str, self.listen))}')
                 self._nursery.start_soon(self._watch)
                 task_status.started(self)

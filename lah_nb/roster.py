@@ -10,6 +10,7 @@ __all__ = ['Hosted', 'log', 'PING_TIMEOUT', 'LONGEST_PAUSE', 'FRESH', 'Benched',
 import logging, time
 from collections import namedtuple
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import contextmanager
 
 import msgpack, torch, trio
 from fastcore.basics import patch
@@ -59,6 +60,7 @@ class Roster:
     def __init__(self, network: Network, dht: DHT, *, clock: Callable[[], float] = time.monotonic):
         self.network, self.dht, self.clock = network, dht, clock
         self.benched, self._late, self._masks, self._cells, self._nursery = {}, {}, {}, {}, None
+        self.calls = {}  # peer id -> [calls in flight, calls begun so far], for those who watch
         self._routes = {}  # (prefix, grid, row) -> cell's number -> (uid, living hosts)
         self._hosts = {}  # prefix -> uid -> peer id -> (the record's value, Hosted)
 
@@ -67,6 +69,14 @@ class Roster:
         async with trio.open_nursery() as self._nursery:
             task_status.started(self)
             await trio.sleep_forever()
+
+    @contextmanager
+    def calling(self, peer_id: str):
+        "Count a call while it lasts"
+        counts = self.calls.setdefault(peer_id, [0, 0])
+        counts[0], counts[1] = counts[0] + 1, counts[1] + 1
+        try: yield
+        finally: counts[0] -= 1
 
     def bench(self, peer_id: str, why: str):
         "Choose none of this peer's experts until it has shown that it is there"
@@ -128,7 +138,7 @@ async def successors(self: Roster, prefix: str, prefixes: Tensor, size: int, *, 
 def _mask(self: Roster, name: str, size: int, records) -> Tensor:
     mask, known, leaves = torch.zeros(size, dtype=torch.bool), self._hosts.get(name, {}), {}
     for record in records:
-        if not record.subkey.isdigit() or len(record.subkey) > 9 or (i := int(record.subkey)) >= size or record.author in self.benched: continue
+        if not record.subkey.isdigit() or len(record.subkey) > 9 or (i := int(record.subkey)) >= size: continue
         if record.value:
             hosted = known.get(uid := f'{name}.{i}', {}).get(record.author)
             if hosted is None or hosted[0] != record.value:
@@ -139,7 +149,7 @@ def _mask(self: Roster, name: str, size: int, records) -> Tensor:
                     log.warning('%s', error)
                     continue
             leaves.setdefault(uid, {})[record.author] = hosted
-        mask[i] = True
+        if record.author not in self.benched: mask[i] = True  # a benched one's new addresses are learnt: its relay may have died, not it
     if leaves != known: self._hosts[name], self._routes = leaves, {}
     return mask
 

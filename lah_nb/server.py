@@ -131,7 +131,7 @@ async def run(self: Server, *, task_status=trio.TASK_STATUS_IGNORED):
 async def announce(self: Server):
     "Say what is hosted here and where"
     entries = {}
-    for expert in self.experts.values(): entries.update(index_entries([expert.uid], expert.schema, self.network.addrs))
+    for expert in self.experts.values(): entries.update(index_entries([expert.uid], expert.schema, self.network.reach))
     copies = await self.dht.announce(entries)
     if entries and not copies: log.warning('nobody took the records of %d experts; trying again at the next renewal', len(self.experts))
 
@@ -182,13 +182,13 @@ async def claim(
         new = rng.sample(free, min(number - len(mine), len(free)))
         mine += new
         if not new: break
-        await dht.announce(index_entries(new, schema, dht.network.addrs))
+        await dht.announce(index_entries(new, schema, dht.network.reach))
         await trio.sleep(settle)
         taken = await taken_uids(dht, mine)
         lost = [uid for uid in mine if min(taken.get(uid) or [dht.peer_id]) < dht.peer_id]
         mine = [uid for uid in mine if uid not in lost]
         if not lost: break
-        kept = index_entries(mine, schema, dht.network.addrs)
+        kept = index_entries(mine, schema, dht.network.reach)
         await dht.withdraw([slot for slot in index_entries(lost, schema, []) if slot not in kept])
     if not mine: raise ExpertError(f'all {len(uids)} experts of {pattern} are hosted already; join with another pattern, or host replicas by naming the uids')
     return mine

@@ -17,12 +17,13 @@ from .children import LocalPeer, SwarmError
 from .dht import DHT
 from .experts import parse_uids
 from .hosting import Grid, read_grids
-from .network import CallError
+from .monitor import Monitor
 from .peer import Host, split_addr, start_owned, stop_owned
 from .portal import close_portal, open_portal
+from .reach import answer_dial_back
 from .roster import Roster
-from .server import taken_uids
 from .snapshot import Snapshot, check_status
+from .volunteering import Volunteer, volunteer
 from .wire import LahError, field
 
 # %% ../nbs/10_swarm.ipynb #00000006
@@ -50,9 +51,11 @@ class Swarm:
         listen: Sequence[str] = (),  # multiaddrs; by default this trainer only dials out
         timeout: float = 20.,  # seconds to join
     ):
-        self.network, self.local_peers, self._join, self._closed = Host(listen=listen), [], list(addrs), False
+        self.network, self.local_peers, self._join, self._closed, self._view = Host(listen=listen), [], list(addrs), False, None
+        self.views = weakref.WeakSet()  # live views that end with the swarm
+        answer_dial_back(self.network)
         self.dht = DHT(self.network)
-        self.roster = Roster(self.network, self.dht)
+        self.roster, self.monitor = Roster(self.network, self.dht), Monitor(self)
         seeds = {}
         for addr in self._join:
             peer_id, addr = split_addr(addr)
@@ -69,6 +72,7 @@ class Swarm:
     async def _run(self, *, task_status=trio.TASK_STATUS_IGNORED):
         async with trio.open_nursery() as nursery:
             for part in self.network, self.dht, self.roster: await nursery.start(part.run)
+            nursery.start_soon(self.monitor.run)
             task_status.started(self)
 
     def __deepcopy__(self, memo): return self  # copies of a model share the swarm
@@ -86,12 +90,12 @@ class Swarm:
         return cls([addrs] if isinstance(addrs, str) else list(addrs), timeout=timeout)
 
 # %% ../nbs/10_swarm.ipynb #0000000b
-@patch(cls_method=True)
-def local(
-    cls: Swarm,
-    peers: int = 4,
-    experts: str = 'ffn.[0:8].[0:8]',  # pattern of uids, spread evenly over the peers
+@patch
+def start_peers(self: Swarm,
+    peers: int = 1,
+    experts: str = 'ffn.[0:8].[0:8]',  # pattern of uids
     *,
+    num_experts: int | None = None,  # each peer takes so many free uids of the pattern; None: they share all of them evenly
     expert_cls: str = 'ffn',
     hidden_dim: int = 64,
     optimizer: str = 'adam',
@@ -99,19 +103,36 @@ def local(
     checkpoint_dir: str | None = None,
     expert_file: str | None = None,  # a Python file that registers expert_cls
     device: str = 'cpu',
-    timeout: float = 60.,  # seconds until all peers serve
+    timeout: float = 60.,  # seconds until all of them serve
+) -> list[LocalPeer]:  # all, or none of them if one cannot start
+    "Start peers of this swarm as child processes on this computer"
+    if self._closed: raise SwarmError('this swarm is closed')
+    uids, seeds = parse_uids(experts), self.addrs
+    if peers < 1 or not num_experts and peers > len(uids): raise SwarmError(f'{len(uids)} experts cannot be spread over {peers} peers')
+    options = [word for addr in seeds[:3] for word in ('--join', addr)] + ['--expert-cls', expert_cls, '--hidden-dim', str(hidden_dim), '--optimizer', optimizer, '--lr', str(lr), '--device', device]
+    options += [word for flag, value in (('--checkpoint-dir', checkpoint_dir), ('--expert-file', expert_file)) if value for word in (flag, value)]
+    shares = [['--experts', experts, '--num-experts', str(num_experts)] if num_experts else ['--experts', ','.join(uids[i::peers])] for i in range(peers)]
+    threads, started, deadline = max(1, (os.cpu_count() or 1) // (peers + len(self.local_peers))), [], time.monotonic() + timeout
+    try:
+        for share in shares: started.append(LocalPeer(*share, *options, threads=threads))
+        self.local_peers += started
+        for peer in started: peer.wait_ready(max(deadline - time.monotonic(), 0.1))
+    except BaseException:
+        for peer in started: peer.kill()
+        self.local_peers = [peer for peer in self.local_peers if peer not in started]
+        raise
+    return started
+
+@patch(cls_method=True)
+def local(
+    cls: Swarm,
+    peers: int = 4,
+    experts: str = 'ffn.[0:8].[0:8]',  # pattern of uids, spread evenly over the peers
+    **options,  # of `start_peers`: expert_cls, hidden_dim, optimizer, lr, checkpoint_dir, expert_file, device, timeout
 ) -> Swarm:
     "Start `peers` peers as child processes on this computer, and join them"
-    uids = parse_uids(experts)
-    if not 1 <= peers <= len(uids): raise SwarmError(f'{len(uids)} experts cannot be spread over {peers} peers')
     swarm = cls(listen=['/ip4/127.0.0.1/tcp/0'])
-    threads = max(1, (os.cpu_count() or 1) // peers)
-    options = ['--join', swarm.network.addrs[0], '--expert-cls', expert_cls, '--hidden-dim', str(hidden_dim), '--optimizer', optimizer, '--lr', str(lr), '--device', device]
-    options += [word for flag, value in (('--checkpoint-dir', checkpoint_dir), ('--expert-file', expert_file)) if value for word in (flag, value)]
-    try:
-        swarm.local_peers = [LocalPeer('--experts', ','.join(uids[i::peers]), *options, threads=threads) for i in range(peers)]
-        deadline = time.monotonic() + timeout
-        for peer in swarm.local_peers: peer.wait_ready(max(deadline - time.monotonic(), 0.1))
+    try: swarm.start_peers(peers, experts, **options)
     except BaseException:
         swarm.close()
         raise
@@ -123,6 +144,7 @@ def close(self: Swarm):
     "End the peers this swarm started, then its own part; a second call does nothing"
     if self._closed: return
     self._closed = True
+    for view in list(self.views): view.stop()
     for peer in self.local_peers: peer.ask_to_stop()
     deadline = time.monotonic() + 8.
     for peer in self.local_peers: peer.stop(max(deadline - time.monotonic(), 0.1))
@@ -178,66 +200,23 @@ def grids(self: Swarm) -> dict[str, Grid]:
     "The grids of experts that the swarm's peers describe"
     return read_grids(self.portal.run(lambda: self.dht.get(['swarm/grids'], max_age=0.))['swarm/grids'])
 
-# %% ../nbs/10_swarm.ipynb #00000014
-_volunteers: dict[tuple, 'Volunteer'] = {}
+# %% ../nbs/10_swarm.ipynb #00000012
+@patch
+def view(self: Swarm):  # a `SwarmView`
+    "The live picture of this swarm: peers, links, experts and their load"
+    from lah_nb.swarm_view import SwarmView
+    if self._closed: raise SwarmError('this swarm is closed')
+    if self._view is None:
+        self.monitor.wait(lambda told: all(peer['state'] != 'silent' for peer in told['peers']) and len(told['peers']) >= len(self.local_peers), timeout=2.)
+        self._view = SwarmView(self.monitor.read)
+        self.views.add(self._view)
+    return self._view
 
-class Volunteer:
-    "Experts lent by this computer; made by `volunteer`"
-    def __init__(self, peer: LocalPeer, swarm: Swarm, grid: Grid):
-        self.peer, self.swarm, self.grid, self.started = peer, swarm, grid, time.monotonic()
+@patch
+def _ipython_display_(self: Swarm, **kwargs):
+    from lah_nb.live import in_kernel
+    if in_kernel() and not self._closed: self.view()._ipython_display_(**kwargs)
+    else: print(repr(self))
 
-    alive = property(lambda self: self.peer.alive)
-    peer_id = property(lambda self: self.peer.peer_id)
-
-    def status(self) -> dict:
-        "What this volunteer has contributed so far"
-        meta, _ = self.swarm.portal.run(lambda: self.swarm.network.call(self.peer_id, 'call.status', {}, timeout=2.))
-        return {'peer_id': self.peer_id, 'experts': len(meta['experts']), 'updates': sum(e[0] for e in meta['experts'].values()), 'rows': sum(e[1] for e in meta['experts'].values()), 'uptime': meta['uptime']}
-
-    def __repr__(self):
-        if not self.alive: return f'Volunteer(stopped, {self.grid.pattern})'
-        try: s = self.status()
-        except CallError as error: return f'Volunteer({self.peer_id}, {error.why})'
-        return f'Volunteer({s["experts"]} experts of {self.grid.pattern}, {s["rows"]} rows served, {s["updates"]} updates, up {s["uptime"]:.0f} s)'
-
-    def stop(self):
-        "Withdraw, save and leave"
-        self.peer.stop()
-        self.swarm.close()
-        for key in [key for key, v in _volunteers.items() if v is self]: del _volunteers[key]
-
-    def __enter__(self): return self
-    def __exit__(self, *exc): self.stop()
-
-# %% ../nbs/10_swarm.ipynb #00000015
-def volunteer(
-    addr: str | Sequence[str],  # of a peer of the swarm
-    experts: int = 16,  # how many to host at most
-    *,
-    prefix: str | None = None,  # of the grid to help; by default the one that lacks most experts
-    listen: str = '/ip4/0.0.0.0/tcp/0',
-    device: str = 'cpu',
-    timeout: float = 60.,
-) -> Volunteer:
-    "Lend this computer: host experts of a swarm until `.stop()`"
-    key = (addr,) if isinstance(addr, str) else tuple(addr)
-    if (running := _volunteers.get(key)) and running.alive: return running
-    swarm = Swarm.join(list(key))
-    try:
-        grids = swarm.grids()
-        if prefix is not None: grids = {p: grid for p, grid in grids.items() if p == prefix}
-        if not grids: raise SwarmError(f'the swarm at {key[0]} has no grid of experts{f" called {prefix!r}" if prefix else ""} to help with')
-        uids = {p: parse_uids(grid.pattern) for p, grid in grids.items()}
-        taken = {p: swarm.portal.run(lambda: taken_uids(swarm.dht, uids[p])) for p in grids}
-        most = max(grids, key=lambda p: len(uids[p]) - len(taken[p]))
-        grid, free = grids[most], len(uids[most]) - len(taken[most])
-        wanted = ['--experts', grid.pattern, '--num-experts', str(min(experts, free))] if free else ['--experts', ','.join(sorted(uids[most], key=lambda uid: len(taken[most][uid]))[:experts])]
-        peer = LocalPeer(*wanted, '--expert-cls', grid.expert_cls, '--hidden-dim', str(grid.hidden_dim), '--listen', listen, '--device', device, *(word for a in key for word in ('--join', a)))
-        peer.wait_ready(timeout)
-        swarm.local_peers.append(peer)
-        swarm.network.learn(peer.peer_id, peer.addrs)  # not to depend on when the DHT says so
-    except BaseException:
-        swarm.close()
-        raise
-    _volunteers[key] = Volunteer(peer, swarm, grid)
-    return _volunteers[key]
+# %% ../nbs/10_swarm.ipynb #00000016
+_all_ = ['Volunteer', 'volunteer']

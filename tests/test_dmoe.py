@@ -7,6 +7,7 @@ from torch import nn
 from lah_nb.dmoe import DMoE, TooFewExperts
 from lah_nb.experts import Expert, load_expert
 from lah_nb.swarm import Swarm
+from lah_nb.trace import recording
 from lah_nb.wire import LahError
 
 
@@ -115,6 +116,42 @@ def test_nan_gradient_is_refused_and_nothing_else(swarm):
     assert layer.last.failed and all('BadGradient' in why for why in layer.last.failed.values())
     with torch.no_grad(): torch.testing.assert_close(layer(x), before)
     assert sum(p['refused'] for p in swarm.snapshot().peers) > refused
+
+
+def test_every_part_of_a_step_is_recorded(swarm):
+    layer = DMoE(swarm, 16, grid=(8, 8))
+    x = torch.randn(32, 16, requires_grad=True)
+    layer(x).sum().backward()
+    with recording() as spans: y = layer(x)
+    with recording() as others: layer(x)
+    forward = len(spans)
+    backward = threading.Thread(target=lambda: y.sum().backward())  # elsewhere, later, and nobody records there
+    backward.start(), backward.join()
+    assert {s.what for s in spans[:forward]} >= {'choose experts', 'experts, forward', 'forward'} and {s.what for s in spans[forward:]} == {'experts, backward', 'backward'}
+    assert not any(s.what == 'backward' for s in others)
+    whole = {s.what: s for s in spans if s.where == 'trainer'}
+    for s in spans:
+        if s.where == 'trainer': continue
+        outer = whole[f'experts, {s.what}']
+        assert outer.start <= s.start <= s.end <= outer.end and 0 < s.computed and 0 <= s.queued and s.queued + s.computed <= s.end - s.start
+    assert {s.where for s in spans if s.what == 'backward'} == {peer.peer_id for peer in swarm.peers}
+    latencies = layer.stats.snapshot()['latencies']
+    assert latencies.keys() == {peer.peer_id for peer in swarm.peers} and {len(kinds['backward']) for kinds in latencies.values()} == {2}
+
+
+@pytest.mark.parametrize('dims, cls', [(1, 'ffn'), (2, 'ffn'), (2, 'transformer')])
+def test_the_explanation_is_what_happens(swarm, dims, cls):
+    layer = DMoE(swarm, 16, grid=(8, 8)[:dims], uid_prefix='ffn' if dims == 2 else 'ffn.3')
+    layer.balance.bias0.normal_()
+    x = torch.randn(1, 16)
+    row = x[0] if cls == 'ffn' else torch.stack([x[0] + 1, x[0] - 1])  # positions are averaged
+    why = layer.explain(row)
+    layer(x)
+    served = layer.stats.snapshot()['served']
+    assert set(served) == {e['uid'] for e in why['experts']} and len(served) == 4
+    assert sum(e['weight'] for e in why['experts']) == pytest.approx(1) and all(len(e['hosts']) == 1 for e in why['experts'])
+    assert [len(level) for level in why['levels']] == [8, 32][:dims] and layer.stats.snapshot()['dispatches'] == 1
+    with pytest.raises(LahError, match='one row'): layer.explain(torch.randn(5))
 
 
 def test_many_threads_share_a_layer(swarm):

@@ -624,6 +624,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                    'lah_nb.swarm_view.SwarmView._whole_scene': ( 'swarm_view.html#swarmview._whole_scene',
                                                                                  'lah_nb/swarm_view.py'),
                                    'lah_nb.swarm_view.SwarmView.close': ('swarm_view.html#swarmview.close', 'lah_nb/swarm_view.py'),
+                                   'lah_nb.swarm_view.SwarmView.figure': ('swarm_view.html#swarmview.figure', 'lah_nb/swarm_view.py'),
                                    'lah_nb.swarm_view.SwarmView.start': ('swarm_view.html#swarmview.start', 'lah_nb/swarm_view.py'),
                                    'lah_nb.swarm_view.SwarmView.still': ('swarm_view.html#swarmview.still', 'lah_nb/swarm_view.py'),
                                    'lah_nb.swarm_view.SwarmView.stop': ('swarm_view.html#swarmview.stop', 'lah_nb/swarm_view.py'),

@@ -77,6 +77,7 @@ def run(
     if threading.current_thread() is self.thread: raise LahError(f'{afn} would wait for itself: await it instead')
     future = self.submit(afn, *args)
     try: return future.result(timeout)
+    except concurrent.futures.CancelledError: raise PortalClosed('the swarm was closed while this waited for it; open it again') from None
     except BaseException:
         if not future.done(): self.cancel(future)
         raise

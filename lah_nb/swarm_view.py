@@ -132,6 +132,11 @@ class SwarmView(Shown, anywidget.AnyWidget):
     def __repr__(self): return f'SwarmView({encode_frame(self._scene, self._told, {})[0]["status"]})'
     def still(self) -> str: return image(self.svg(), repr(self))
 
+    def figure(self):
+        "The same moment as a plotly figure"
+        from lah_nb.viz import swarm_figure
+        return swarm_figure(self._told)
+
 # %% ../nbs/17a_swarm_view.ipynb #0000000c
 _GREYS, _RAMP = ('#9a9a9a', '#c9c9c9'), [(158, 202, 225), (66, 146, 198), (8, 81, 156)]
 

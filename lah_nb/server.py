@@ -151,7 +151,8 @@ async def _save_regularly(self: Server):
 async def _status(self: Server, request: Request):
     uids = request.meta.get('uids')  # None: all, in short
     experts = {uid: [e.updates, e.rows_forward, e.rows_backward, e.refused, float(e.grad_norm)] for uid, e in self.experts.items() if uids is None or uid in uids}
-    return {'experts': experts, 'runtime': self.runtime.stats(), 'uptime': trio.current_time() - self.started, 'links': self.dht.peers, 'memory': psutil.Process().memory_info().rss}, ()
+    return {'experts': experts, 'runtime': self.runtime.stats(), 'uptime': trio.current_time() - self.started, 'links': self.dht.peers, 'memory': psutil.Process().memory_info().rss,
+            'device': str(next(iter(self.experts.values())).device) if self.experts else None}, ()
 
 # %% ../nbs/07_server.ipynb #0000000d
 async def taken_uids(dht: DHT, uids: Sequence[str], *, max_age: float = 0.) -> dict[str, set[str]]:  # uid -> peer ids of its hosts

@@ -23,6 +23,7 @@ def check_status(meta: dict) -> dict:
         case _: raise WireError('a status that is none')
     if not all(type(uid) is str and type(n) is list and len(n) == 5 and all(map(number, n)) for uid, n in experts.items()) or not all(map(number, runtime.values())) or any(type(peer) is not str for peer in links):
         raise WireError('a status with impossible numbers')
+    if not isinstance(meta.get('device'), (str, type(None))) or len(meta.get('device') or '') > 64: raise WireError('a status with a device that is none')
     return meta
 
 @dataclass(repr=False)
@@ -48,7 +49,7 @@ class Snapshot:
             links |= {tuple(sorted((peer_id, other))) for other in meta.get('links', []) if other != peer_id}
             peers.append({'peer_id': peer_id, 'addrs': addrs, 'experts': sorted(experts), 'updates': sum(numbers[0] for numbers in experts.values()), 'rows': sum(numbers[1] for numbers in experts.values()),
                           'refused': sum(numbers[3] for numbers in experts.values()), 'load': meta.get('runtime', {}).get('rows_per_second', 0.), 'busy': meta.get('runtime', {}).get('busy', 0.),
-                          'queued': meta.get('runtime', {}).get('queued_rows', 0), 'uptime': meta.get('uptime'), 'memory': meta.get('memory'), 'latency': seconds, 'alive': 'why' not in meta, 'why': meta.get('why')})
+                          'queued': meta.get('runtime', {}).get('queued_rows', 0), 'uptime': meta.get('uptime'), 'memory': meta.get('memory'), 'device': meta.get('device'), 'latency': seconds, 'alive': 'why' not in meta, 'why': meta.get('why')})
         return cls(peers, sorted(links), served, list(benched))
 
     def to_dict(self) -> dict:

@@ -90,9 +90,8 @@ def text(self: TrainingView) -> str:
     row = t.rows(t.step - 1)[-1:] if t.step else []
     if not row: return f'{t.state} · step {t.step:,}'
     row, unit = row[0], 'tokens' if self.score_name == 'perplexity' else 'samples'
-    hedged = f' · {row["hedged_calls"]:,} hedged' if 'hedged_calls' in row else ''
     score = f' · test {self.score_name} {self.score.y[-1]:{".1%" if self.score_name == "accuracy" else ".1f"}}' if self.score.y else ''
-    return f'{t.state} · step {row["step"]:,} · loss {row["loss"]:.3f}{score} · {row["samples_per_s"]:,.0f} {unit}/s · staleness {row["staleness"]} · {t.flying} of {t.in_flight} batches in flight · {row["failed_calls"]:,} failed calls{hedged}'
+    return f'{t.state} · step {row["step"]:,} · loss {row["loss"]:.3f}{score} · {row["samples_per_s"]:,.0f} {unit}/s · staleness {row["staleness"]} · {t.flying} of {t.in_flight} batches in flight · {row["failed_calls"]:,} failed calls'
 
 @patch
 def tick(self: TrainingView):

@@ -19,6 +19,6 @@ setup(
                 + [f'Programming Language :: Python :: 3.{minor}' for minor in range(10, 14)],
     packages=find_packages(include=[cfg['lib_name'], cfg['lib_name'] + '.*']), include_package_data=True,
     python_requires=f">={cfg['min_python']}", install_requires=words('requirements'),
-    extras_require={'notebook': words('notebook_requirements'), 'dev': words('dev_requirements')},
+    extras_require={'notebook': words('notebook_requirements'), 'dev': words('dev_requirements'), 'docs': words('docs_requirements')},
     entry_points={'console_scripts': lines('console_scripts'), 'nbdev': [f"{cfg['lib_path']}={cfg['lib_path']}._modidx:d"]},
 )

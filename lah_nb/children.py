@@ -9,7 +9,7 @@ __all__ = ['SwarmError', 'LocalPeer']
 import json, os, subprocess, sys, threading, weakref
 from collections import deque
 
-from .peer import split_addr
+from .addresses import split_addr
 from .wire import LahError
 
 # %% ../nbs/09c_children.ipynb #00000006

@@ -371,7 +371,7 @@ def backward(
     if isinstance(result, BadGradient): raise result
     return result
 
-# %% ../nbs/05_experts.ipynb #00000038
+# %% ../nbs/05_experts.ipynb #00000039
 @patch
 def state(self: Expert) -> dict[str, torch.Tensor]:
     "A copy of weights and optimizer under flat names"
@@ -396,7 +396,7 @@ def load_state(
     self.moments = {name.removeprefix('optimizer.'): tensors[name].to(self.device, copy=True) for name in extra}
     self.updates = int(tensors['updates'])
 
-# %% ../nbs/05_experts.ipynb #0000003a
+# %% ../nbs/05_experts.ipynb #0000003b
 def expert_path(
     folder: str,
     uid: str,

@@ -15,10 +15,11 @@ import msgpack, torch, trio
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 
+from .addresses import load_identity, split_addr
 from .dht import DHT
 from .experts import Expert, ExpertError, expert_schema, load_expert_file, parse_uids, split_uid
 from .network import Network
-from .peer import Host, load_identity, split_addr
+from .peer import Host
 from .reach import answer_dial_back
 from .server import Server, claim
 from .wire import WireError, field

@@ -16,11 +16,12 @@ from fastcore.basics import patch
 from libp2p.crypto.keys import KeyPair
 from platformdirs import user_data_dir
 
+from .addresses import load_identity
 from .dht import DHT
 from .experts import EXPERTS, OPTIMIZERS, Expert, ExpertError, expert_schema, load_expert_file, parse_uids
 from .hosting import Grid, fetch_state, grid_entries, keep_told, log, peer_entries, read_grids, read_peers, read_seeds, serve_states
 from .network import CallError, Refused, new_identity
-from .peer import Host, load_identity
+from .peer import Host
 from .reach import Places, answer_dial_back, find_reach
 from .server import Server, claim, taken_uids
 from .wire import LahError, field
@@ -191,7 +192,6 @@ async def inherit(self: Lender, experts: Sequence[Expert]):
             try: await fetch_state(self.host, peer, expert)
             except LahError as error: log.warning('%s begins afresh: %s', expert.uid, error)
             else: break
-    self.inherited = sum(expert.updates for expert in experts)
 
 # %% ../nbs/09ba_lending.ipynb #00000015
 @patch
@@ -272,7 +272,7 @@ async def lend(
     if expert_file: load_expert_file(expert_file)
     seeds, device = read_seeds(join), device or pick_device()
     keys, lock = await trio.to_thread.run_sync(lambda: hold_identity(identity))
-    host = Host(listen=listen, identity=keys, relay=relay)
+    host = Host(listen=listen, identity=keys, relay=relay, punch=bool(listen))
     answer_dial_back(host)
     lender = Lender(host, dht := DHT(host), seeds, device=device)
     async with trio.open_nursery() as nursery:
@@ -291,7 +291,7 @@ async def lend(
         serve_states(server)
         async with trio.open_nursery() as inner:
             await inner.start(server.run)
-            lender.server = server
+            lender.server, lender.inherited = server, sum(expert.updates for expert in experts)
             await dht.announce(lender.entries())
             tell(lender.status())
             ready(server)

@@ -136,7 +136,7 @@ def open_answer(peer_id: str, method: str, meta: dict) -> dict:
 # %% ../nbs/01_network.ipynb #0000000f
 class MemoryNetwork:
     "A `Network` between peers of one `MemoryHub`"
-    def __init__(self, hub: 'MemoryHub', identity: KeyPair):
+    def __init__(self, hub, identity: KeyPair):  # hub: a `MemoryHub`
         self.hub, self.identity, self.peer_id = hub, identity, peer_id_of(identity)
         self.addrs = self.reach = [f'/memory/{self.peer_id}']
         self.methods, self.silent, self.calls = ping_methods(), False, 0

@@ -16,9 +16,10 @@ from libp2p.io.trio import TrioTCPStream
 from libp2p.network.connection.raw_connection import RawConnection
 from libp2p.peer.id import ID
 
+from .addresses import circuit_addrs, split_circuit
 from .link import log
 from .peer import Host
-from .relay import circuit_addrs, reserve, split_circuit
+from .relay import reserve
 from .wire import LahError, field
 
 # %% ../nbs/03c_reach.ipynb #00000006

@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['RESERVED', 'PATIENCE', 'MAX_RESERVED', 'MAX_CIRCUITS', 'RelayError', 'Relay', 'reserve', 'dial_circuit',
-           'accept_circuits', 'split_circuit', 'circuit_addrs']
+           'accept_circuits']
 
 # %% ../nbs/03b_relay.ipynb #00000003
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable
 
 import trio
 from fastcore.basics import patch
@@ -26,7 +26,7 @@ from .link import log, quietly
 from .portal import unwrap
 from .wire import LahError
 
-# %% ../nbs/03b_relay.ipynb #00000006
+# %% ../nbs/03b_relay.ipynb #00000005
 RESERVED = 3600.        # seconds a reservation lasts unless renewed; it ends with the connection, too
 PATIENCE = 4.           # seconds for a handshake
 MAX_RESERVED, MAX_CIRCUITS = 512, 256  # peers with a reservation; circuits of one peer
@@ -63,7 +63,7 @@ class Relay:
 
 def _status(kind, code: StatusCode, **fields): return kind(type=kind.STATUS, status=to_proto_status(code), **fields)
 
-# %% ../nbs/03b_relay.ipynb #00000008
+# %% ../nbs/03b_relay.ipynb #00000007
 async def _in_time(stream, afn, *args, seconds: float = PATIENCE):
     "Await `afn(*args)`; if that takes longer than `seconds`, the stream is reset"
     async def watch():
@@ -104,14 +104,15 @@ async def _connect(self: Relay, stream, caller: ID, target: ID):
             for ends in (stream, onward), (onward, stream): nursery.start_soon(_pass_on, *ends)
     finally: self.circuits -= Counter([caller, target])
 
-# %% ../nbs/03b_relay.ipynb #0000000a
+# %% ../nbs/03b_relay.ipynb #00000009
 async def _ask(host, peer: ID, protocol: str, message):
     "Send `message` on a new stream; the stream, if the answer is yes"
-    stream = await host.new_stream(peer, [protocol])
     async def talk():
         await write_delimited_msg(stream, message)
         return await read_delimited_msg(stream, type(message))
-    try: answer = await _in_time(stream, talk)
+    try:
+        stream = await host.new_stream(peer, [protocol])
+        answer = await _in_time(stream, talk)
     except Exception as error: raise RelayError(f'peer {peer} gave no answer ({type(error).__name__})') from error
     if answer.status in (0, to_proto_status(StatusCode.OK)): return stream
     await quietly(stream.reset)
@@ -134,6 +135,7 @@ async def dial_circuit(host, relay: ID, target: ID):
 def accept_circuits(
     host,
     relays: set[str],  # peer ids; circuits through others are refused
+    accepted: Callable[[str], None] = lambda caller: None,  # called with the peer id of who has come through one
 ):
     "Take circuits that relays open to this peer"
     async def stop(stream):
@@ -146,27 +148,10 @@ def accept_circuits(
             muxed = await _in_time(stream, host.upgrade_inbound_connection, RawConnection(stream, False, ConnectionType.RELAYED, [addr]), addr)
             for connection in host.get_network().connections.get(caller, ()):
                 if connection.muxed_conn is muxed: connection.set_transport_info([addr], ConnectionType.RELAYED)
+            accepted(str(caller))
         except Exception as error:
             log.debug('circuit through peer %s: %r', relay, error)
             await quietly(stream.reset)
     host.set_stream_handler(STOP, stop)
 
 def _circuit(relay: ID, target: ID) -> Multiaddr: return Multiaddr(f'/p2p/{relay}/p2p-circuit/p2p/{target}')
-
-# %% ../nbs/03b_relay.ipynb #0000000c
-def split_circuit(
-    addr: str,  # /ip4/192.0.2.7/tcp/4001/p2p/RELAY/p2p-circuit/p2p/PEER
-) -> tuple[str, str] | None:  # None: a direct address
-    "(the relay's peer id, its address) of an address through a relay"
-    through, circuit, _ = addr.partition('/p2p-circuit')
-    return (through.rpartition('/p2p/')[2], through) if circuit else None
-
-def circuit_addrs(
-    relay: str,  # peer id
-    addrs: Sequence[str],  # the relay's
-    peer_id: str,
-    most: int = 2,
-) -> list[str]:
-    "Where `peer_id` is reached through a relay; of its addresses those that other computers can use come first"
-    direct = [addr.partition('/p2p/')[0] for addr in addrs if '/p2p-circuit' not in addr]
-    return [f'{addr}/p2p/{relay}/p2p-circuit/p2p/{peer_id}' for addr in sorted(dict.fromkeys(direct), key=lambda addr: '/127.' in addr)[:most]]

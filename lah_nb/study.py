@@ -15,7 +15,7 @@ from plotly.subplots import make_subplots
 
 from .style import BLUE, GREEN, GREY, INK, ORANGE, PALETTE, PURPLE, RED, SKY, short, some, style
 
-# %% ../nbs/15a_study.ipynb #00000008
+# %% ../nbs/15a_study.ipynb #00000009
 def _lanes(spans):
     "Which lane each span goes to: the first where it does not lie on another"
     ends, lanes = [], {}
@@ -52,7 +52,7 @@ def timeline_figure(
     fig.update_xaxes(title=f'time ({unit})', rangemode='tozero').update_yaxes(tickvals=list(ticks), ticktext=list(ticks.values()), autorange='reversed', showgrid=False)
     return style(fig, int(min(1600, 150 + 26 * y)), title=f'{title}: {_shares(spans, length * scale, unit)}', barmode='overlay', uniformtext=dict(mode='hide', minsize=9), margin=dict(l=110, r=20, t=90, b=50))
 
-# %% ../nbs/15a_study.ipynb #0000000a
+# %% ../nbs/15a_study.ipynb #0000000b
 _BARS = {'trainer': (BLUE, 1, ''), 'forward call': (SKY, 0.45, ''), 'backward call': (PURPLE, 0.5, ''), 'lost call': (RED, 0.9, '/'), 'queued at the peer': (ORANGE, 1, ''), 'computed by the peer': (GREEN, 1, '')}
 
 def _parts(s):
@@ -73,7 +73,7 @@ def _shares(spans, length, unit):
     computed, queued = sum(s.computed for s in calls) / whole, sum(s.queued for s in calls) / whole
     return f'{length:.1f} {unit}; {len(calls)} calls, {computed:.0%} computing, {queued:.0%} queued, {1 - computed - queued:.0%} on the way'
 
-# %% ../nbs/15a_study.ipynb #0000000d
+# %% ../nbs/15a_study.ipynb #0000000e
 _FATES = {'kept': ('kept', BLUE, 'circle', 11, 'solid'), 'dropped': ('dropped: others score more', ORANGE, 'diamond-open', 7, 'solid'), 'dead': ('dead: nobody hosts it', GREY, 'x-thin-open', 6, 'dot')}
 
 def _apart(ys, gap):
@@ -109,7 +109,7 @@ def beam_figure(
     fig.update_xaxes(tickvals=list(range(len(words))), ticktext=words, range=[-0.15, len(levels) + 0.75]).update_yaxes(title='score so far (gate and balance)')
     return style(fig, 540, title=f'The search for the {path["k"]} best of {math.prod(path["grid"]):,} cells', hovermode='closest', margin=dict(l=60, r=20, t=90, b=60))
 
-# %% ../nbs/15a_study.ipynb #00000010
+# %% ../nbs/15a_study.ipynb #00000011
 def _time(s): return f'{s * 1000:.3g} ms' if s < 1 else f'{s:.3g} s'
 
 def _log_bins(seconds, n=48):
@@ -132,7 +132,7 @@ def latency_figure(
     title = f'Calls: half took under {_time(np.median(every))}, one in a hundred over {_time(np.quantile(every, 0.99))}' if every else 'No call was answered yet'
     return style(fig, fig.layout.height or 240, title=title, barmode='overlay', bargap=0, margin=dict(l=110, r=20, t=90, b=50))
 
-# %% ../nbs/15a_study.ipynb #00000011
+# %% ../nbs/15a_study.ipynb #00000012
 def _ridges(peers, kinds, counts, x, ticks):
     fig = make_subplots(max(1, len(peers)), 1, shared_xaxes=True, vertical_spacing=0.04 if len(peers) > 1 else 0)
     for row, peer in enumerate(peers, 1):
@@ -157,7 +157,7 @@ def _rows(peers, kinds, counts, x, ticks):
     fig.update_yaxes(autorange='reversed', tickvals=at, ticktext=[short(peers[i]) for i in at], showgrid=False)
     return fig.update_layout(height=min(1000, 220 + 16 * len(peers)))
 
-# %% ../nbs/15a_study.ipynb #00000014
+# %% ../nbs/15a_study.ipynb #00000015
 def _natural(uid): return [(part.isdigit(), int(part) if part.isdigit() else 0, part) for part in uid.split('.')]
 
 def hosting_figure(
@@ -182,7 +182,7 @@ def hosting_figure(
     fig.update_yaxes(tickvals=rows, ticktext=[short(peers[i]['peer_id']) + ('' if peers[i].get('alive', True) else ' (silent)') for i in rows], range=[max(1, len(peers)) - 0.3, -0.7])
     return style(fig, max(280, min(1000, 190 + 22 * len(peers))), title=f'Who hosts what: {len(peers)} peers, {len(column):,} experts', hovermode='closest', margin=dict(l=130, r=20, t=90, b=90))
 
-# %% ../nbs/15a_study.ipynb #00000017
+# %% ../nbs/15a_study.ipynb #00000018
 def load_over_time_figure(
     history: Sequence[Mapping],  # of each moment: `t` in seconds, `served` (rows so far by uid), `peers` (rows per second by peer id)
     *,

@@ -51,7 +51,7 @@ class Swarm:
         listen: Sequence[str] = (),  # multiaddrs; by default this trainer only dials out
         timeout: float = 20.,  # seconds to join
     ):
-        self.network, self.local_peers, self._join, self._closed, self._view = Host(listen=listen), [], list(addrs), False, None
+        self.network, self.local_peers, self._join, self._closed, self._view = Host(listen=listen, punch=True), [], list(addrs), False, None
         self.views = weakref.WeakSet()  # live views that end with the swarm
         answer_dial_back(self.network)
         self.dht = DHT(self.network)
@@ -214,9 +214,8 @@ def view(self: Swarm):  # a `SwarmView`
 
 @patch
 def _ipython_display_(self: Swarm, **kwargs):
-    from lah_nb.live import in_kernel
-    if in_kernel() and not self._closed: self.view()._ipython_display_(**kwargs)
-    else: print(repr(self))
+    if self._closed: print(repr(self))
+    else: self.view()._ipython_display_(**kwargs)
 
 # %% ../nbs/10_swarm.ipynb #00000016
 _all_ = ['Volunteer', 'volunteer']

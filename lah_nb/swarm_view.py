@@ -62,7 +62,7 @@ def encode_frame(
     scene: Scene,
     told: Mapping,  # of `Monitor.read`
     begun: Mapping[str, int],  # calls that began since the last frame, by peer id
-) -> tuple[dict, bytes]:  # a small header, and 17 bytes a peer and 1 an expert
+) -> tuple[dict, bytes]:  # a small header, and 13 bytes a peer and 1 an expert
     "The state of each peer and the load of each expert, as bytes"
     n, rates, calls = len(scene.peers), told.get('rates', {}), told.get('calls', {})
     peers = {p['peer_id']: p for p in told['peers']}
@@ -109,7 +109,7 @@ class SwarmView(Shown, anywidget.AnyWidget):
         "Read the source and send what is new"
         self._told = told = self._source()
         if change := self._scene.update(told):
-            peers, uids = change.pop('first')
+            peers, _ = change['first']
             self.send({'kind': 'scene', **change}, buffers=[_f4(self._scene.at[peers:]), _u2(self._scene.cells), _u2(self._scene.links)])
         total = {peer_id: counts[1] for peer_id, counts in told.get('calls', {}).items()}
         info, frame = encode_frame(self._scene, told, {peer_id: n - self._begun.get(peer_id, n) for peer_id, n in total.items()})
@@ -153,7 +153,8 @@ def svg(self: SwarmView, size: int = 380) -> str:
     n, m = len(scene.peers), len(scene.uids)
     state, load = frame[:n], [v / 255 for v in frame[3 * n:3 * n + m]]
     at = [(size / 2 + x * r, size / 2 + 10 + y * r) for x, y, _ in scene.at]
-    radius, gap = min(max(size / math.sqrt(n) * 0.09, 2.), 8.), min(max(size / math.sqrt(n) * 0.34, 5.), 30.)
+    each = size / math.sqrt(max(n, 1))
+    radius, gap = min(max(each * 0.09, 2.), 8.), min(max(each * 0.34, 5.), 30.)
     dot = max(0.8, min(4., gap / math.sqrt(max(map(len, scene.hosts), default=1) or 1) / 1.5))
     parts = [f'<path d="{"".join(f"M{at[a][0]:.0f} {at[a][1]:.0f}L{at[b][0]:.0f} {at[b][1]:.0f}" for a, b in scene.links[:600])}" stroke="#80808055" fill="none"/>']
     alive = {u for i, hosted in enumerate(scene.hosts) if state[i] == 0 for u in hosted}

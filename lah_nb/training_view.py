@@ -143,7 +143,7 @@ def figure(self: TrainingView) -> go.Figure:
 @patch
 def still(self: TrainingView) -> str: return f'<div>{html.escape(self.text())}</div>{image(self.svg(), repr(self))}'
 
-# %% ../nbs/17b_training_view.ipynb #0000000f
+# %% ../nbs/17b_training_view.ipynb #00000010
 class ExpertView(Shown, W.VBox):
     "One expert's history: load, updates, mean gradient norm, and which peers host it"
     def __init__(

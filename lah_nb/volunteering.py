@@ -11,9 +11,10 @@ from collections.abc import Sequence
 from html import escape
 
 from fastcore.basics import patch
+from IPython.display import display
 
+from .addresses import split_addr
 from .children import LocalPeer, SwarmError
-from .peer import split_addr
 
 # %% ../nbs/09d_volunteering.ipynb #00000006
 _running: dict[tuple, 'Volunteer'] = {}
@@ -26,7 +27,7 @@ class Volunteer:
         peer: LocalPeer,
         swarm: Sequence[str],  # addresses that it joined through
     ):
-        self.peer, self.swarm, self.heard = peer, tuple(swarm), time.monotonic()
+        self.peer, self.swarm, self.view = peer, tuple(swarm), None
 
     alive = property(lambda self: self.peer.alive)
     peer_id = property(lambda self: self.peer.peer_id)
@@ -52,6 +53,7 @@ class Volunteer:
         "Withdraw, save and leave; a second call does nothing"
         for key in [key for key, vol in _running.items() if vol is self]: del _running[key]
         if self.alive: self.peer.stop()
+        if self.view: self.view.stop()
 
     def __enter__(self): return self
     def __exit__(self, *exc): self.stop()
@@ -77,6 +79,13 @@ def _repr_html_(self: Volunteer):
     rows = {'state': s['state'], 'peer': self.peer_id, 'experts': f'{s["experts"]} of {s.get("grid", "?")} on {s.get("device", "?")}', 'rows served': f'{s["rows"]:,}', 'updates': f'{s["updates"]:,}', 'up': f'{s["uptime"]:.0f} s',
             'rank': f'{s["rank"]} of {s["peers"]} peers' if s['rank'] else '', 'reached': _REACH.get(s.get('reach'), '')}
     return '<table>' + ''.join(f'<tr><th style="text-align:left">{name}</th><td style="text-align:left">{escape(str(value))}</td></tr>' for name, value in rows.items()) + '</table>'
+
+@patch
+def _ipython_display_(self: Volunteer, **kwargs):
+    from lah_nb.panels import VolunteerView
+    if not self.alive: return display({'text/plain': repr(self), 'text/html': self._repr_html_()}, raw=True)
+    self.view = self.view or VolunteerView(self)
+    self.view._ipython_display_(**kwargs)
 
 # %% ../nbs/09d_volunteering.ipynb #0000000a
 def volunteer(

@@ -28,25 +28,15 @@ def browser(width=1400, height=1000, **options):
 
 
 @contextlib.contextmanager
-def jupyterlab(folder, theme=None, timeout=90):
-    "A server of the notebooks in `folder`; yields its address"
-    with tempfile.TemporaryDirectory(prefix='lab-') as tmp, open(f'{tmp}/log', 'w') as log:
-        def setting(plugin, **values):
-            path = Path(tmp, 'settings', *plugin.split(':')).with_suffix('.jupyterlab-settings')
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(json.dumps(values))
-        setting('@jupyterlab/notebook-extension:tracker', windowingMode='none')
-        setting('@jupyterlab/apputils-extension:notification', fetchNews='false', checkForUpdates=False, doNotDisturbMode=True)
-        if theme: setting('@jupyterlab/apputils-extension:themes', theme=theme)
-        with socket.socket() as s:
-            s.bind(('127.0.0.1', 0))
-            port = s.getsockname()[1]
-        env = {**os.environ, 'JUPYTER_CONFIG_DIR': f'{tmp}/config', 'JUPYTER_DATA_DIR': f'{tmp}/data', 'JUPYTER_RUNTIME_DIR': f'{tmp}/run', 'IPYTHONDIR': f'{tmp}/ipython', 'JUPYTERLAB_SETTINGS_DIR': f'{tmp}/settings',
-               'JUPYTERLAB_WORKSPACES_DIR': f'{tmp}/ws', 'JUPYTER_PLATFORM_DIRS': '1', 'NO_PROXY': '127.0.0.1,localhost', 'OMP_NUM_THREADS': '1'}
-        command = [sys.executable, '-m', 'jupyterlab', '--no-browser', '--allow-root', '--ip=127.0.0.1', f'--port={port}', '--ServerApp.port_retries=0', '--IdentityProvider.token=', '--ServerApp.disable_check_xsrf=True',
-                   f'--ServerApp.root_dir={os.path.abspath(folder)}', '--LabApp.expose_app_in_browser=True', '--LabApp.news_url=', '--LabApp.extension_manager=readonly',
-                   '--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate', '--ServerApp.terminals_enabled=False', '--LanguageServerManager.autodetect=False']
-        server = subprocess.Popen(command, stdout=log, stderr=log, env=env, start_new_session=True)
+def served(command, timeout=90, **env):
+    "Runs a Jupyter server as a Python module, with folders of its own; yields its address"
+    with tempfile.TemporaryDirectory(prefix='jupyter-') as tmp, open(f'{tmp}/log', 'w') as log, socket.socket() as s:
+        s.bind(('127.0.0.1', 0))
+        port = s.getsockname()[1]
+        s.close()
+        env = {**os.environ, 'JUPYTER_CONFIG_DIR': f'{tmp}/config', 'JUPYTER_DATA_DIR': f'{tmp}/data', 'JUPYTER_RUNTIME_DIR': f'{tmp}/run', 'IPYTHONDIR': f'{tmp}/ipython', 'JUPYTER_PLATFORM_DIRS': '1',
+               'NO_PROXY': '127.0.0.1,localhost', 'OMP_NUM_THREADS': '1', **env}
+        server = subprocess.Popen([sys.executable, '-m', *command, '--no-browser', '--allow-root', '--ip=127.0.0.1', f'--port={port}'], stdout=log, stderr=log, env=env, start_new_session=True)
         try:
             opener, deadline = urllib.request.build_opener(urllib.request.ProxyHandler({})), time.monotonic() + timeout
             while True:
@@ -64,17 +54,38 @@ def jupyterlab(folder, theme=None, timeout=90):
             server.wait()
 
 
+@contextlib.contextmanager
+def jupyterlab(folder, theme=None, timeout=90):
+    "A server of the notebooks in `folder`; yields its address"
+    with tempfile.TemporaryDirectory(prefix='lab-') as tmp:
+        def setting(plugin, **values):
+            path = Path(tmp, 'settings', *plugin.split(':')).with_suffix('.jupyterlab-settings')
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(json.dumps(values))
+        setting('@jupyterlab/notebook-extension:tracker', windowingMode='none')
+        setting('@jupyterlab/apputils-extension:notification', fetchNews='false', checkForUpdates=False, doNotDisturbMode=True)
+        if theme: setting('@jupyterlab/apputils-extension:themes', theme=theme)
+        env = {'JUPYTERLAB_SETTINGS_DIR': f'{tmp}/settings', 'JUPYTERLAB_WORKSPACES_DIR': f'{tmp}/ws'}
+        command = ['jupyterlab', '--ServerApp.port_retries=0', '--IdentityProvider.token=', '--ServerApp.disable_check_xsrf=True', f'--ServerApp.root_dir={os.path.abspath(folder)}', '--LabApp.expose_app_in_browser=True',
+                   '--LabApp.news_url=', '--LabApp.extension_manager=readonly', '--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate', '--ServerApp.terminals_enabled=False', '--LanguageServerManager.autodetect=False']
+        with served(command, timeout, **env) as url: yield url
+
+
 class Notebook:
     "One notebook in a JupyterLab page, driven by the numbers of its cells"
     def __init__(self, context, url, name):
-        self.page, self.errors = context.new_page(), []
+        self.page, self.errors, self.received = context.new_page(), [], []  # `received`: what the server has sent through web sockets
         self.page.on('pageerror', lambda error: self.errors.append(str(error)))
+        self.page.on('websocket', lambda socket: socket.on('framereceived', lambda data: self.received.append(data)))
         self.page.goto(f'{url}/lab/tree/{name}?reset')
         self.page.wait_for_selector('.jp-NotebookPanel-notebook .jp-Cell', timeout=90_000)
         self.page.evaluate(f'async () => {{ await {PANEL}.context.ready; await {PANEL}.sessionContext.ready; await {PANEL}.sessionContext.session.kernel.info }}')
 
+    def choose(self, i): self.page.evaluate(f'() => {{ const n = {PANEL}; n.content.deselectAll(); n.content.activeCellIndex = {i} }}')
+
     def start(self, i):
-        self.page.evaluate(f"() => {{ const n = {PANEL}; n.content.deselectAll(); n.content.activeCellIndex = {i}; window.running = jupyterapp.commands.execute('notebook:run-cell'); return null }}")
+        self.choose(i)
+        self.page.evaluate("() => { window.running = jupyterapp.commands.execute('notebook:run-cell'); return null }")
 
     def run(self, i):
         self.start(i)
@@ -82,6 +93,7 @@ class Notebook:
         return self.text(i)
 
     def cell(self, i): return self.page.locator('.jp-Cell').nth(i)
+    def count(self): return self.page.evaluate(f'{PANEL}.content.model.cells.length')
     def outputs(self, i): return self.page.evaluate(f'i => {PANEL}.content.model.cells.get(i).toJSON().outputs || []', i)
     def text(self, i): return ''.join(''.join(o.get('text', o.get('traceback', o.get('data', {}).get('text/plain', '')))) for o in self.outputs(i))
 

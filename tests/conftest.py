@@ -1,9 +1,11 @@
 "Every test leaves the machine as it found it: no thread, no process, no file descriptor to a dead swarm."
-import os, signal, threading, time
+import atexit, os, shutil, signal, tempfile, threading, time
 
 import psutil, pytest, torch
 
 torch.set_num_threads(1)
+os.environ['XDG_DATA_HOME'] = tempfile.mkdtemp(prefix='lah-tests-')  # where volunteers keep their identities
+atexit.register(shutil.rmtree, os.environ['XDG_DATA_HOME'], ignore_errors=True)
 
 
 def ours():

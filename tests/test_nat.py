@@ -1,5 +1,5 @@
 "Computers that can only dial out, for real: network namespaces behind routers that masquerade and let nobody in."
-import json, os, queue, shutil, subprocess, sys, threading, time
+import json, os, queue, shutil, signal, subprocess, sys, threading, time
 
 import pytest
 
@@ -31,7 +31,9 @@ with Swarm.join(sys.argv[1]) as swarm:
         before = dict(layer.stats.snapshot()['served'])
         layer(torch.randn(8, 16, requires_grad=True)).sum().backward()
         served, last = layer.stats.snapshot()['served'], layer.last
-        print(json.dumps({'at': time.monotonic(), 'served': [uid for uid in served if served[uid] > before.get(uid, 0)], 'seconds': [last.seconds, last.backward_seconds], 'failed': last.failed}), flush=True)
+        kinds = {str(peer): sorted({c.get_connection_type().name for c in found}) for peer, found in swarm.network._host.get_network().get_connections_map().items()}
+        links = {peer: [l.stream.swarm_conn.get_connection_type().name] for (peer, protocol), l in list(swarm.network._links.items()) if protocol == 'call'}
+        print(json.dumps({'at': time.monotonic(), 'served': [uid for uid in served if served[uid] > before.get(uid, 0)], 'seconds': [last.seconds, last.backward_seconds], 'failed': last.failed, 'kinds': kinds, 'links': links}), flush=True)
         time.sleep(0.05)
 '''.replace('DEADLINE', str(DEADLINE))
 
@@ -53,7 +55,8 @@ def why_not() -> str:
 
 class Net:
     "`i`: where everybody can be dialled; `v` and `t`: two homes with the same private addresses, behind the routers `rv` and `rt`"
-    def __init__(self):
+    def __init__(self, punchable: bool = False):  # the routers keep the port of a connection, as most at home do; or each connection has another
+        self.punchable = punchable
         self.names, self.processes = {name: f'lah{os.getpid()}{name}' for name in ('i', 'rv', 'v', 'rt', 't')}, []
 
     def ip(self, where: str, *commands: str):
@@ -74,10 +77,10 @@ class Net:
         self.ip(home, 'addr add 192.168.1.2/24 dev eth0', 'link set eth0 up', 'route add default via 192.168.1.1')
         self.inside(router, 'sysctl -qw net.ipv4.ip_forward=1')
         if shutil.which('nft'):
-            rules = 'table ip lah { chain out { type nat hook postrouting priority 100; oifname "wan" masquerade; }; chain through { type filter hook forward priority 0; policy drop; ct state established,related accept; iifname "lan" accept; }; }'
+            rules = 'table ip lah { chain out { type nat hook postrouting priority 100; oifname "wan" masquerade RANDOM; }; chain through { type filter hook forward priority 0; policy drop; ct state established,related accept; iifname "lan" accept; }; chain own { type filter hook input priority 0; iifname "wan" ct state new drop; }; }'.replace('RANDOM', '' if self.punchable else 'random')
             subprocess.run(['ip', 'netns', 'exec', self.names[router], 'nft', rules], check=True, capture_output=True, timeout=20)
         else:
-            for rule in '-t nat -A POSTROUTING -o wan -j MASQUERADE', '-P FORWARD DROP', '-A FORWARD -m state --state ESTABLISHED,RELATED -j ACCEPT', '-A FORWARD -i lan -j ACCEPT': self.inside(router, f'iptables {rule}')
+            for rule in '-t nat -A POSTROUTING -o wan -p tcp -j MASQUERADE' + ' --random' * (not self.punchable), '-P FORWARD DROP', '-A FORWARD -m state --state ESTABLISHED,RELATED -j ACCEPT', '-A FORWARD -i lan -j ACCEPT', '-A INPUT -i wan -m state --state NEW -j DROP': self.inside(router, f'iptables {rule}')
 
     def inside(self, where: str, command: str): return run(f'ip netns exec {self.names[where]} {command}')
 
@@ -108,9 +111,9 @@ class Net:
 
 
 @pytest.fixture
-def net():
+def net(request):
     if why := why_not(): pytest.skip(why)
-    net = Net()
+    net = Net(punchable=getattr(request, 'param', False))
     try:
         net.up()
         yield net
@@ -175,12 +178,12 @@ def test_experts_behind_a_nat_are_trained_and_survive_their_relays(net, tmp_path
     steps.until(lambda step: len(step['served']) == 8)
     until(lambda: through() == {id for _, _, id in relays})
 
-    for _ in range(2):  # each of the two in turn, a fresh one in its place
+    for how in signal.SIGKILL, signal.SIGSTOP:  # each of the two in turn, a fresh one in its place
         dead, _, gone = relays.pop(0)
-        dead.kill()
+        dead.send_signal(how)
         killed = time.monotonic()
         steps.until(lambda step: step['at'] > killed + 0.5 and not step['failed'] and hidden(step))
-        print(f'trained again {steps.all[-1]["at"] - killed:.1f} s after a relay was killed')
+        print(f'trained again {steps.all[-1]["at"] - killed:.1f} s after a relay got {how.name}')
         until(lambda: gone not in through())
         print(f'its addresses are without it after {time.monotonic() - killed:.1f} s')
         relays.append(net.peer('--relay', '--join', addr))
@@ -199,3 +202,22 @@ def test_experts_behind_a_nat_are_trained_and_survive_their_relays(net, tmp_path
     waits = [(step['at'], seconds) for step in steps.all for seconds in step['seconds'] if seconds is not None]
     print(f'longest wait of {len(waits)} calls: {max(s for _, s in waits):.2f} s; after leaving: {max(s for at, s in waits if at > left):.2f} s')
     assert max(s for _, s in waits) < DEADLINE + 1
+
+
+@pytest.mark.parametrize('net', [True], indirect=True)
+def test_where_the_nats_allow_it_the_relay_is_only_an_introduction(net, tmp_path):
+    "Both ends dial at once (DCUtR): from then on rows take the direct way, and no relay is needed"
+    _, addr, _ = net.peer('--experts', 'ffn.[0:2].[0:4]', '--num-experts', '4', '--hidden-dim', '16')
+    relay, _, _ = net.peer('--relay', '--join', addr)
+    trainer, lines = net.start('t', sys.executable, '-c', TRAINER, addr)
+    steps = Steps(lines)
+    steps.until(lambda step: len(step['served']) == 4)
+    volunteer, told = net.start('v', sys.executable, '-c', VOLUNTEER, addr, str(tmp_path / 'id.key'))
+    peer_id = json.loads(told.get(timeout=60))['peer_id']
+    first = steps.until(lambda step: len(step['served']) == 8)
+    direct = steps.until(lambda step: step['links'].get(peer_id) == ['DIRECT'])
+    print(f'direct {direct["at"] - first["at"]:.1f} s after the first rows')
+    relay.kill()
+    killed = time.monotonic()
+    steps.until(lambda step: step['at'] > killed + 5)
+    assert all(len(step['served']) == 8 and not step['failed'] for step in steps.all if step['at'] > direct['at']), [step['failed'] for step in steps.all if step['failed']]

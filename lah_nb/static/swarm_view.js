@@ -4,7 +4,7 @@ const STATES = ['alive', 'silent', 'gone', 'trainer'], SILENT = '#D55E00', TRAIN
 const RAMPS = { light: [[205, 222, 240], [107, 165, 214], [33, 113, 181], [8, 48, 107]], dark: [[38, 66, 97], [47, 120, 182], [116, 184, 235], [222, 242, 255]] };
 const ramp = (stops, v) => { const t = Math.min(Math.max(v, 0), 1) * (stops.length - 1), i = Math.min(t | 0, stops.length - 2); return `rgb(${stops[i].map((a, k) => Math.round(a + (stops[i + 1][k] - a) * (t - i)))})`; };
 const bytes = (view, kind = Uint8Array) => new kind(view.buffer.slice(view.byteOffset, view.byteOffset + view.byteLength));
-const number = n => n >= 100 ? Math.round(n).toLocaleString('en') : n >= 1 ? n.toFixed(1) : n > 0 ? n.toFixed(2) : '0';
+const number = n => Number.isInteger(n) || n >= 100 ? Math.round(n).toLocaleString('en') : n >= 1 ? n.toFixed(1) : n > 0 ? n.toFixed(2) : '0';
 const brief = id => id.length > 12 ? `${id.slice(0, 4)}…${id.slice(-6)}` : id;
 const stores = new WeakMap();   // by the scene a model opened with: `initialize` and `render` get different proxies of the model
 
@@ -21,13 +21,14 @@ function initialize({ model }) {
   links(shown.links);
   s.frame = s.before = readFrame(shown.frame, shown.info, s.peers.length, s.uids.length);
   const handle = (message, buffers) => {
-    if (message.kind === 'scene') {   // what joined comes at the end of each list; `hosts` of known peers may change
-      s.peers.push(...message.peers); s.uids.push(...message.uids); s.grids = message.grids;
+    if (message.kind === 'scene') {   // what joined comes at the end of each list, from `first` on; `hosts` of known peers may change
+      const [peers, uids] = message.first;
+      s.peers.splice(peers, s.peers.length, ...message.peers); s.uids.splice(uids, s.uids.length, ...message.uids); s.grids = message.grids;
       while (s.hosts.length < s.peers.length) s.hosts.push([]);
       for (const [i, hosted] of message.hosts) s.hosts[i] = hosted;
-      s.at.push(...bytes(buffers[0], Float32Array)); s.cells = Array.from(bytes(buffers[1], Uint16Array));
+      s.at.splice(3 * peers, s.at.length, ...bytes(buffers[0], Float32Array)); s.cells = Array.from(bytes(buffers[1], Uint16Array));
       links(buffers[2]);
-    } else if (message.kind === 'frame') {
+    } else if (message.kind === 'frame' && buffers[0].byteLength === 13 * s.peers.length + s.uids.length) {
       s.before = s.frame; s.frame = readFrame(buffers[0], message, s.peers.length, s.uids.length); s.frames++;
     } else return;
     for (const view of s.views) view(message.kind);
@@ -41,10 +42,10 @@ function render({ model, el }) {
   const s = stores.get(model.get('scene')), root = document.createElement('div');
   root.className = 'lah';
   root.innerHTML = `<div class="bar"><span role="group" aria-label="layout"><button data-layout="force">Force</button><button data-layout="ring">Ring by key</button></span>
-    <button data-live aria-pressed="true">Live</button><span class="status" role="status"></span></div>
-    <div class="picture" tabindex="0" role="img"><canvas></canvas><canvas></canvas><div class="tip" hidden></div></div><dl class="detail" hidden aria-live="polite"></dl><i hidden></i>`;
+    <button data-live aria-pressed="true">Live</button><span class="status"></span></div><div class="said" role="status"></div>
+    <div class="picture" tabindex="0" role="img"><canvas></canvas><canvas></canvas><div class="tip" hidden></div></div><dl class="detail" hidden></dl><i hidden></i>`;
   el.append(root);
-  const [picture, tip, status, detail, probe, live] = ['.picture', '.tip', '.status', '.detail', 'i', '[data-live]'].map(q => root.querySelector(q));
+  const [picture, tip, status, said, detail, probe, live] = ['.picture', '.tip', '.status', '.said', '.detail', 'i', '[data-live]'].map(q => root.querySelector(q));
   const [base, over] = root.querySelectorAll('canvas'), g = base.getContext('2d'), o = over.getContext('2d');
   const still = matchMedia('(prefers-reduced-motion: reduce)').matches;
   let W = 0, H = 0, box = {}, css = {}, since = -1e9, painting = 0, flying = 0, hover = -1, layout = s.layout, dots = [], on = true;
@@ -131,10 +132,12 @@ function render({ model, el }) {
     updates: number(f.updates[i]), load: `${number(f.rate[i])} rows/s`, latency: f.latency[i] ? `${number(f.latency[i])} ms` : '–', 'calls in flight': String(f.flying[i]) }; };
   function words() {
     status.textContent = s.frame.status; picture.setAttribute('aria-label', `Swarm topology and expert load: ${s.frame.status}`);
+    if (s.peers.some((_, i) => s.before.state[i] !== s.frame.state[i])) said.textContent = s.frame.status;   // read aloud when a peer's state changes, not twice a second
     root.dataset.frames = s.frames; root.dataset.states = Array.from(s.frame.state, i => STATES[i]).join(' ');
     const i = s.peers.findIndex(p => p[0] === model.get('selected')); detail.hidden = i < 0;
     if (i >= 0) { const uids = (s.hosts[i] || []).map(u => s.uids[u]), f = { ...facts(i), experts: uids.length > 24 ? `${uids.length}: ${uids.slice(0, 24).join(', ')}, …` : uids.join(', ') || 'none' };
-      detail.replaceChildren(...Object.entries(f).flatMap(([k, v]) => { const a = document.createElement('dt'), b = document.createElement('dd'); a.textContent = k; b.textContent = v; return [a, b]; })); }
+      if (!detail.children.length) detail.append(...Object.keys(f).flatMap(k => { const name = document.createElement('dt'); name.textContent = k; return [name, document.createElement('dd')]; }));
+      Object.values(f).forEach((v, k) => { const value = detail.children[2 * k + 1]; if (value.textContent !== v) value.textContent = v; }); }   // what has not changed may be selected and copied
     if (hover >= 0 && s.peers[hover]) { const f = facts(hover); tip.textContent = `${brief(f.peer)} · ${f.state}\n${f.address.split('/p2p/')[0]} · ${f.device}\n${f.experts} experts · ${f.updates} updates · ${f.load} · ${f.latency}`; tip.hidden = false;
       const [x, y] = box.peers[hover]; tip.style.transform = `translate(${Math.max(0, Math.min(x + 14, W - tip.offsetWidth - 4))}px, ${Math.max(0, Math.min(y + 10, H - tip.offsetHeight))}px)`; } else tip.hidden = true;
   }
@@ -148,7 +151,7 @@ function render({ model, el }) {
   }
   function news(kind) { if (!on || !W) return; if (kind === 'scene') measure(); else { since = performance.now(); colours(); launch(); words(); } kick(); }
   const near = e => { let best = -1, d0 = (box.rp + 9) ** 2; box.peers.forEach(([x, y], i) => { const d = (e.offsetX - x) ** 2 + (e.offsetY - y) ** 2; if (d < d0) [d0, best] = [d, i]; }); return best; };
-  const select = i => { model.set('selected', i >= 0 ? s.peers[i][0] : ''); model.save_changes(); words(); kick(); };
+  const select = i => { model.set('selected', i >= 0 ? s.peers[i][0] : ''); model.save_changes(); words(); kick(); if (i >= 0) said.textContent = `peer ${brief(s.peers[i][0])}, ${STATES[s.frame.state[i]]}, ${(s.hosts[i] || []).length} experts`; };
   const press = () => root.querySelectorAll('[data-layout]').forEach(b => b.setAttribute('aria-pressed', b.dataset.layout === layout));
   root.querySelectorAll('[data-layout]').forEach(b => b.onclick = () => { layout = b.dataset.layout; press(); measure(); kick(); });
   live.onclick = () => { on = !on; live.setAttribute('aria-pressed', on); if (on) news('frame'); };

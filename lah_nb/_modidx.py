@@ -279,6 +279,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                              'lah_nb.live.Shown._still': ('live.html#shown._still', 'lah_nb/live.py'),
                              'lah_nb.live.Shown.freeze': ('live.html#shown.freeze', 'lah_nb/live.py'),
                              'lah_nb.live.Shown.start': ('live.html#shown.start', 'lah_nb/live.py'),
+                             'lah_nb.live.Shown.tick': ('live.html#shown.tick', 'lah_nb/live.py'),
                              'lah_nb.live.Ticker': ('live.html#ticker', 'lah_nb/live.py'),
                              'lah_nb.live.Ticker.__init__': ('live.html#ticker.__init__', 'lah_nb/live.py'),
                              'lah_nb.live.Ticker.running': ('live.html#ticker.running', 'lah_nb/live.py'),

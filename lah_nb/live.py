@@ -60,13 +60,16 @@ class Shown:
     "A widget with a still beside it; the class has `still()`, and may have `start()` and `stop()`"
     def _ipython_display_(self, **kwargs):
         self._outputs = getattr(self, '_outputs', [])
-        if not in_kernel(): return display({'text/plain': repr(self), 'text/html': self.still()}, raw=True)
+        if not in_kernel():
+            self.tick()
+            return display(self._still(), raw=True)
         self.start()
         self._outputs.append(display({**self._still(), **_widget_data(self)}, raw=True, display_id=True))
 
     def _repr_mimebundle_(self, **kwargs): return self._still(), {}
     def _still(self) -> dict: return {'text/plain': repr(self), 'text/html': self.still()}
     def start(self): "Begin to draw"
+    def tick(self): "Look again"
 
     def freeze(self):
         "Leave the last picture where the widget was"

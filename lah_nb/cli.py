@@ -95,15 +95,48 @@ def _obey_stdin(stop, tell, token, patience: float = 8.):
 def _add_status(commands):
     p = commands.add_parser('status', help='show a swarm', description='The peers of a swarm, their experts and their load.')
     p.add_argument('--join', action='append', required=True, metavar='ADDR', help='address of a peer in the swarm; may be repeated')
+    p.add_argument('--watch', action='store_true', help='look again every second, until Ctrl-C')
     p.set_defaults(run=_status)
     return p
 
 def _status(args) -> dict:
     from rich.console import Console
     from lah_nb.swarm import Swarm
-    with Swarm.join(args.join) as swarm: snapshot = swarm.snapshot()
-    Console(stderr=args.json).print(snapshot)
+    console = Console(stderr=args.json)
+    with Swarm.join(args.join) as swarm:
+        if args.watch: _watch(swarm, console)
+        snapshot = swarm.snapshot()
+    if not args.watch: console.print(snapshot)
     return snapshot.to_dict()
+
+def _watch(swarm, console):
+    from rich.live import Live
+    from lah_nb.snapshot import Snapshot
+    now = lambda: (told := swarm.monitor.read()) and Snapshot(told['peers'], told['links'], told['served'], told['benched'])
+    swarm.monitor.wait(lambda told: told['peers'], timeout=5.)
+    try:
+        with Live(now(), console=console, refresh_per_second=2) as live:
+            while True:
+                time.sleep(1.)
+                live.update(now())
+    except KeyboardInterrupt: pass  # the way to end it
+
+def _add_doctor(commands):
+    p = commands.add_parser('doctor', help='is this computer ready?', description='Look at versions, memory, ports and, with --join, at the way to a swarm; say what to do where something is wrong.')
+    p.add_argument('--join', action='append', default=[], metavar='ADDR', help='address of a peer of a swarm that should be reached; may be repeated')
+    p.add_argument('--port', type=int, default=4001, help='at which a peer would listen (default: %(default)s)')
+    p.set_defaults(run=_doctor)
+    return p
+
+def _doctor(args) -> dict:
+    from dataclasses import asdict
+    from rich.console import Console
+    from rich.table import Table
+    from lah_nb.doctor import examine
+    checks, table = examine(args.join, port=args.port), Table('', 'what', 'found', 'what to do')
+    for check in checks: table.add_row({'good': '[green]✓[/]', 'note': '[yellow]•[/]', 'bad': '[red]✗[/]'}[check.state], check.what, check.found, check.remedy)
+    Console(stderr=args.json).print(table)
+    return {'good': not any(check.state == 'bad' for check in checks), 'checks': [asdict(check) for check in checks]}
 
 # %% ../nbs/16_cli.ipynb #0000000d
 def _add_training(p, *, report, k):
@@ -251,7 +284,7 @@ def _dense_speed(recipe, data, seconds: float) -> float:
     return round(trainer.samples / trainer.history.seconds.iloc[-1], 1)
 
 # %% ../nbs/16_cli.ipynb #00000014
-COMMANDS = _add_demo, _add_peer, _add_train, _add_status
+COMMANDS = _add_demo, _add_peer, _add_train, _add_status, _add_doctor
 
 def main(argv: list[str] | None = None) -> int:
     "The `lah-nb` command; returns its exit code"

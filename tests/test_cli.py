@@ -1,5 +1,5 @@
 "The command as a user runs it: processes, signals, exit codes, JSON."
-import json, signal, subprocess, sys
+import json, signal, subprocess, sys, time
 
 import psutil, pytest
 
@@ -91,3 +91,15 @@ def test_a_server_with_64_experts_is_one_process_under_450_mib(peer):
     process, _ = peer('--experts', 'ffn.[0:8].[0:8]', '--hidden-dim', '64')
     handle = psutil.Process(process.pid)
     assert handle.children(recursive=True) == [] and handle.memory_info().rss < 450 << 20
+
+
+@pytest.mark.slow
+def test_doctor_and_watch(peer):
+    _, addr = peer('--experts', 'ffn.[0:2]', '--hidden-dim', '16')
+    said = json.loads(run('doctor', '--join', addr, '--json').stdout.splitlines()[-1])
+    assert said['good'] and '1 of 1 peers answer, 2 experts' in said['checks'][-1]['found']
+    watch = subprocess.Popen([*LAH, 'status', '--join', addr, '--watch'], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    time.sleep(10)
+    watch.send_signal(signal.SIGINT)
+    out, _ = watch.communicate(timeout=20)
+    assert watch.returncode == 0 and '2 experts on 1 peers' in out and 'Traceback' not in out, out

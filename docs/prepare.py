@@ -101,6 +101,8 @@ def main(proc, site):
     for name in ('benchmarks/README.md', 'CHANGELOG.md', 'CONTRIBUTING.md'):
         text = (ROOT/name).read_text(encoding='utf-8')
         (site/f'{"benchmarks" if "bench" in name else Path(name).stem.lower()}.md').write_text(re.sub(r'\]\((?!http|#)([^)]+)\)', rf']({GIT}/blob/main/\1)', text), encoding='utf-8')
+    names = '\n'.join(page_name(path.stem) for path in sorted((ROOT/'nbs').glob('[0-9]*.ipynb')))
+    (site/'api.md').write_text('# All pages\n\nThe library is written as notebooks; each page explains a part, defines it, and shows it at work. In reading order:\n\n```{toctree}\n:maxdepth: 1\n\n' + names + '\n```\n', encoding='utf-8')
     (site/'_static').mkdir()
     shutil.copy(HERE/'site.css', site/'_static')
     (site/'_static/plotly.min.js').write_text(get_plotlyjs(), encoding='utf-8')

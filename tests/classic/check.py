@@ -37,7 +37,10 @@ def main():
             def wait(script, seconds=60):
                 try: page.wait_for_function(script, timeout=1000 * seconds)
                 except TimeoutError: raise SystemExit(f'{script}: never\n' + '\n'.join(f'{i}: {text(i)}' for i in range(len(CELLS))) + f'\n{errors}')
-            for i in range(7): run(i)
+            page.wait_for_timeout(3000)  # ipywidgets 7 asks a kernel for the widgets that are there, and mixes them up with those of a cell that runs meanwhile
+            for i in range(7):
+                run(i)
+                wait(f"Number.isInteger(Jupyter.notebook.get_cell({i}).input_prompt_number)")
             wait("Number(document.querySelector('.lah')?.dataset.frames) >= 3")
             wait("Number(document.querySelector('.lah-training')?.dataset.ticks) >= 4 && document.querySelectorAll('.js-plotly-plot .main-svg').length >= 3")
             wait("document.querySelectorAll('.widget-button').length >= 5")

@@ -146,7 +146,7 @@ def test_no_process_outlives_its_kernel(notebook):
             print(f'the last of {len(children)} children ended {took:.1f} s after the kernel was {"restarted" if end else "killed"}')
 
 
-@pytest.mark.parametrize('trusted', [False, pytest.param(True, marks=pytest.mark.xfail(reason='JupyterLab says "model not found" where it trusts an output with a widget', strict=False))])
+@pytest.mark.parametrize('trusted', [False, True])
 def test_a_saved_notebook_shows_one_still(notebook, lab, trusted):
     with notebook(SOURCE, 'SwarmView(Source(8, 4, 8))') as nb:
         nb.run(0), nb.run(1), wait_frames(nb)

@@ -114,7 +114,7 @@ def _time(s): return f'{s * 1000:.3g} ms' if s < 1 else f'{s:.3g} s'
 
 def _log_bins(seconds, n=48):
     low, high = (math.log10(f(seconds)) for f in (min, max)) if seconds else (-3., 0.)
-    low, high = min(low, high - 0.3), high + 1e-6
+    low, high = min(low, high - 0.3) - 1e-6, high + 1e-6
     ticks = [(math.log10(s), _time(s)) for e in range(-6, 5) for m in (1, 2, 5) if low <= math.log10(s := m * 10. ** e) <= high]
     return np.linspace(low, high, n + 1), ticks if len(ticks) < 9 else [t for t in ticks if t[1].startswith('1')]
 

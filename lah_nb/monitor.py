@@ -9,12 +9,13 @@ __all__ = ['log', 'READ_FOR', 'STATUS_TIMEOUT', 'FORGET_AFTER', 'STATES', 'Seen'
 import logging, time
 from collections import deque
 
-import msgpack, numpy as np, trio
+import numpy as np, trio
 from fastcore.basics import patch
 
+from .hosting import read_peers
 from .network import CallError
 from .snapshot import Snapshot, check_status
-from .wire import LahError, field
+from .wire import LahError
 
 # %% ../nbs/09e_monitor.ipynb #00000006
 log = logging.getLogger('lah_nb')
@@ -67,16 +68,12 @@ class Monitor:
 async def _list_peers(self: Monitor, nursery):
     try: records = (await self.swarm.dht.get(['swarm/peers'], max_age=self.every, timeout=STATUS_TIMEOUT))['swarm/peers']
     except LahError as error: return log.debug('who is in the swarm? %s', error)
-    for record in records:
-        try:
-            addrs = field(msgpack.unpackb(record.value), 'addrs', list, of=str, most=16)
-            self.swarm.network.learn(record.author, addrs)
-        except (ValueError, AttributeError, LahError) as error:
-            log.debug('peer %s announces itself in a form nobody can read: %r', record.author, error)
-            continue
-        self.seen.setdefault(record.author, Seen(addrs)).addrs = addrs
-        if record.author not in self._asking: nursery.start_soon(self._ask, record.author)
-    listed, now = {record.author for record in records}, time.monotonic()
+    listed, now = read_peers(records), time.monotonic()
+    for peer_id, about in listed.items():
+        try: self.swarm.network.learn(peer_id, about['addrs'])
+        except LahError as error: log.debug('%s', error)  # whether it can be called all the same is seen when it is asked
+        self.seen.setdefault(peer_id, Seen(about['addrs'])).addrs = about['addrs']
+        if peer_id not in self._asking: nursery.start_soon(self._ask, peer_id)
     for peer_id, seen in list(self.seen.items()):
         seen.listed = peer_id in listed
         if not seen.listed and now - seen.since > FORGET_AFTER: del self.seen[peer_id]

@@ -57,9 +57,12 @@ class Stats:
                 self._latencies.move_to_end(peer_id)
             while len(self._latencies) > self._peers: self._latencies.popitem(last=False)
 
-    def snapshot(self) -> dict:
-        "The totals so far: dispatches, calls, failed_calls, failed_experts, rows, forward_seconds, backward_seconds, choose_seconds; `served`: rows by uid; `latencies`: seconds of recent calls by peer id and direction"
+    def totals(self) -> dict:
+        "So far: dispatches, calls, failed_calls, failed_experts, rows, forward_seconds, backward_seconds, choose_seconds; `served`: rows by uid. Cheap: trainers ask at every step"
         names = 'dispatches', 'calls', 'failed_calls', 'failed_experts', 'rows', 'forward_seconds', 'backward_seconds', 'choose_seconds'
-        with self._lock:
-            latencies = {peer_id: {kind: list(seconds) for kind, seconds in kinds.items()} for peer_id, kinds in self._latencies.items()}
-            return {**dict.fromkeys(names, 0), **self._totals, 'served': dict(self._served), 'latencies': latencies}
+        with self._lock: return {**dict.fromkeys(names, 0), **self._totals, 'served': dict(self._served)}
+
+    def snapshot(self) -> dict:
+        "The `totals`, and `latencies`: seconds of recent calls by peer id and direction"
+        with self._lock: latencies = {peer_id: {kind: list(seconds) for kind, seconds in kinds.items()} for peer_id, kinds in self._latencies.items()}
+        return {**self.totals(), 'latencies': latencies}

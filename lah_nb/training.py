@@ -67,9 +67,9 @@ def call_stats(model: nn.Module) -> dict:
     "What all the expert layers of `model` have counted so far: `calls`, `failed_calls`, `rows`, ... added up, and `served` rows per uid"
     totals, seen = dict(dispatches=0, calls=0, failed_calls=0, rows=0, forward_seconds=0.0, backward_seconds=0.0, served={}), set()
     for stats in (getattr(m, 'stats', None) for m in model.modules()):
-        if not hasattr(stats, 'snapshot') or id(stats) in seen: continue
+        if not hasattr(stats, 'totals') or id(stats) in seen: continue
         seen.add(id(stats))
-        for key, value in stats.snapshot().items():
+        for key, value in stats.totals().items():
             if key == 'served': totals['served'] |= {uid: totals['served'].get(uid, 0) + rows for uid, rows in value.items()}
             elif key in totals: totals[key] += value
     return totals

@@ -19,6 +19,15 @@ def freeze(pid):
     while psutil.Process(pid).status() != psutil.STATUS_STOPPED and time.monotonic() < deadline: time.sleep(0.01)
 
 
+def until(condition, timeout=60.):
+    "What `condition` says when it says yes; it has `timeout` seconds for that"
+    deadline = time.monotonic() + timeout
+    while not (found := condition()):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    return found
+
+
 @pytest.fixture(autouse=True)
 def no_leaks(request):
     "Fails a test that leaves threads or processes behind; what a module's or session's fixture owns was there before"

@@ -2,6 +2,7 @@
 import json, os, queue, shutil, signal, subprocess, sys, threading, time
 
 import pytest
+from conftest import until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
@@ -138,14 +139,6 @@ class Steps:
 def ask(process, lines, command='status'):
     print(command, file=process.stdin, flush=True)
     return json.loads(lines.get(timeout=30))
-
-
-def until(condition, timeout=60.):
-    deadline = time.monotonic() + timeout
-    while not (found := condition()):
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
-    return found
 
 
 def test_nobody_gets_in(net):

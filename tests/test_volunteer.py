@@ -2,6 +2,7 @@
 import json, os, signal, socket, subprocess, sys, time
 
 import psutil, pytest, torch
+from conftest import until
 
 from lah_nb.children import LocalPeer, SwarmError
 from lah_nb.dmoe import DMoE
@@ -45,14 +46,6 @@ def kernel(tmp_path):
         p.kill()
         p.wait()
         p.stdin.close(), p.stdout.close()
-
-
-def until(condition, timeout=60.):
-    deadline = time.monotonic() + timeout
-    while not (found := condition()):
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
-    return found
 
 
 def served(swarm, peer_id) -> list:

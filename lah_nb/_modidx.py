@@ -122,6 +122,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                  'lah_nb.dispatch.keep_pairs': ('dispatch.html#keep_pairs', 'lah_nb/dispatch.py'),
                                  'lah_nb.dispatch.make_calls': ('dispatch.html#make_calls', 'lah_nb/dispatch.py'),
                                  'lah_nb.dispatch.spent_there': ('dispatch.html#spent_there', 'lah_nb/dispatch.py'),
+                                 'lah_nb.dispatch.stand_ins': ('dispatch.html#stand_ins', 'lah_nb/dispatch.py'),
                                  'lah_nb.dispatch.sum_gradients': ('dispatch.html#sum_gradients', 'lah_nb/dispatch.py')},
             'lah_nb.dmoe': { 'lah_nb.dmoe.DMoE': ('dmoe.html#dmoe', 'lah_nb/dmoe.py'),
                              'lah_nb.dmoe.DMoE.__init__': ('dmoe.html#dmoe.__init__', 'lah_nb/dmoe.py'),

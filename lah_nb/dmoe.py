@@ -14,7 +14,7 @@ import torch, trio
 from fastcore.basics import patch
 from torch import Tensor, nn
 
-from .dispatch import Ask, Call, Outcome, gather_outputs, group_pairs, keep_pairs, make_calls, sum_gradients
+from .dispatch import Ask, Call, Outcome, gather_outputs, group_pairs, keep_pairs, make_calls, stand_ins, sum_gradients
 from .gating import Balance, Gate, mix, mix_gradient, mixing_weights, score_of, search, search_path
 from .stats import Dispatch, Stats
 from .trace import recorder, span
@@ -163,37 +163,40 @@ def _calls(self: _Batch, which: Tensor) -> list[Call]:
 @patch
 def _forward_calls(self: _Batch, calls: list[Call], which: Tensor):
     layer, row, k = self.layer, tuple(self.rows.shape[1:]), self.layer.k
-    asks = [Ask(call, 'call.forward', call.meta(self.seed, b''), [self.rows[call.rows], call.index], Spec(DTYPE_NAMES[self.rows.dtype], (len(call.pairs), *row))) for call in calls]
-    def per_row(calls): return torch.bincount(torch.cat([call.pairs for call in calls]) // k, minlength=len(self.rows)) if calls else torch.zeros(len(self.rows), dtype=torch.long)
+    def ask(call): return Ask(call, 'call.forward', call.meta(self.seed, b''), [self.rows[call.rows], call.index], Spec(DTYPE_NAMES[self.rows.dtype], (len(call.pairs), *row)))
+    def hedge(call): return [ask(other) for other in stand_ins(call, lambda uid: [hosted.peer_id for hosted in layer.swarm.roster.hosts_of(uid)])]
+    def per_row(calls): return torch.bincount(torch.cat([call.pairs for call in calls]).unique() // k, minlength=len(self.rows)) if calls else torch.zeros(len(self.rows), dtype=torch.long)
     need = per_row(calls).clamp(max=layer.k_min)  # a row that found fewer than k_min experts cannot wait for more
-    outcomes = self._run(asks, max(self.left(), 0.1), lambda outcomes: bool((per_row([o.call for o in outcomes if o.tensor is not None]) >= need).all()))
+    outcomes = self._run([ask(call) for call in calls], max(self.left(), 0.1), lambda outcomes: bool((per_row([o.call for o in outcomes if o.tensor is not None]) >= need).all()), hedge)
     outputs, answered = gather_outputs(outcomes, len(self.rows), k, row, self.rows.dtype)
-    self._note(outcomes)
+    failed = self._note(outcomes)
     # rows that choose again start from nothing: their earlier answers were too few
     self.outputs[which], self.answered[which] = outputs[which], answered[which]
     again = torch.zeros(len(self.rows), dtype=torch.bool).index_fill_(0, which, True)
     kept = [keep_pairs(call, ~again[call.pairs // k]) for call in self.calls] + [keep_pairs(o.call, o.answered) for o in outcomes]
     self.calls = [call for call in kept if call.uids]
-    self.dead.update(uid for outcome in outcomes for uid, ok in zip(outcome.call.uids, outcome.ok) if not ok)
+    self.dead.update(failed)
 
 @patch
-def _run(self: _Batch, asks: list[Ask], timeout: float, enough) -> list[Outcome]:
+def _run(self: _Batch, asks: list[Ask], timeout: float, enough, hedge=lambda call: []) -> list[Outcome]:
     "Make the calls in the trio thread"
     layer, swarm = self.layer, self.layer.swarm
-    outcomes = swarm.portal.run(lambda: make_calls(swarm.network, swarm.roster, asks, timeout=timeout, grace=layer.timeout_after_k_min, enough=enough, codec=layer.compression))
+    outcomes = swarm.portal.run(lambda: make_calls(swarm.network, swarm.roster, asks, timeout=timeout, grace=layer.timeout_after_k_min, enough=enough, hedge=hedge, codec=layer.compression))
     kind = asks[0].method.removeprefix('call.') if asks else 'forward'
     layer.stats.took(kind, {outcome.call.peer_id: outcome.seconds for outcome in outcomes if outcome.tensor is not None})
     if self.spans is not None: self.spans += [outcome.span(kind) for outcome in outcomes]
     return outcomes
 
 @patch
-def _note(self: _Batch, outcomes: list[Outcome]):
+def _note(self: _Batch, outcomes: list[Outcome]) -> dict[str, str]:  # uid -> why, of the experts that nobody answered for
     "Take down what became of the calls, after their answers were looked at"
-    self.report.calls += len(outcomes)
-    self.report.failed_calls += (lost := sum(outcome.tensor is None for outcome in outcomes))
-    failed = {uid: why for outcome in outcomes for uid, why in outcome.why.items()}
+    answered = {uid for outcome in outcomes for uid, ok in zip(outcome.call.uids, outcome.ok) if ok}
+    failed = {uid: why for outcome in outcomes for uid, why in outcome.why.items() if uid not in answered}
+    counts = Counter(calls=len(outcomes), failed_calls=sum(o.tensor is None and not o.needless for o in outcomes), hedged_calls=sum(o.call.hedge for o in outcomes))
+    for name, n in counts.items(): setattr(self.report, name, getattr(self.report, name) + n)
     self.report.failed.update(failed)
-    self.layer.stats.add(calls=len(outcomes), failed_calls=lost, failed_experts=len(failed))
+    self.layer.stats.add(**counts, failed_experts=len(failed))
+    return failed
 
 # %% ../nbs/09_dmoe.ipynb #0000000e
 @patch

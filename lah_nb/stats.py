@@ -20,13 +20,15 @@ class Dispatch:
     answered: int = 0  # (row, expert) pairs
     failed: dict[str, str] = field(default_factory=dict)  # uid -> why
     failed_calls: int = 0
+    hedged_calls: int = 0  # of `calls`: those that stood in for one that was late or lost
     seconds: float = 0.  # of the forward pass
     backward_seconds: float | None = None  # None: not yet
 
     def __repr__(self):
+        hedged = f', {self.hedged_calls} of them hedges' if self.hedged_calls else ''
         failed = f', {len(self.failed)} failed ({next(iter(self.failed.values()))})' if self.failed else ''
         back = f' + {self.backward_seconds:.3f}' if self.backward_seconds is not None else ''
-        return f'Dispatch({self.rows} rows to {self.experts} experts in {self.calls} calls, {self.answered} pairs answered in {self.seconds:.3f}{back} s{failed})'
+        return f'Dispatch({self.rows} rows to {self.experts} experts in {self.calls} calls{hedged}, {self.answered} pairs answered in {self.seconds:.3f}{back} s{failed})'
 
 # %% ../nbs/08a_stats.ipynb #00000009
 class Stats:
@@ -58,8 +60,8 @@ class Stats:
             while len(self._latencies) > self._peers: self._latencies.popitem(last=False)
 
     def totals(self) -> dict:
-        "So far: dispatches, calls, failed_calls, failed_experts, rows, forward_seconds, backward_seconds, choose_seconds; `served`: rows by uid. Cheap: trainers ask at every step"
-        names = 'dispatches', 'calls', 'failed_calls', 'failed_experts', 'rows', 'forward_seconds', 'backward_seconds', 'choose_seconds'
+        "So far: dispatches, calls, failed_calls, hedged_calls, failed_experts, rows, forward_seconds, backward_seconds, choose_seconds; `served`: rows by uid. Cheap: trainers ask at every step"
+        names = 'dispatches', 'calls', 'failed_calls', 'hedged_calls', 'failed_experts', 'rows', 'forward_seconds', 'backward_seconds', 'choose_seconds'
         with self._lock: return {**dict.fromkeys(names, 0), **self._totals, 'served': dict(self._served)}
 
     def snapshot(self) -> dict:

@@ -64,8 +64,8 @@ def objective(model: nn.Module, x: torch.Tensor, y: torch.Tensor) -> tuple[torch
     return F.cross_entropy(logits, y, ignore_index=-1), int((logits.detach().argmax(-1) == y).sum())
 
 def call_stats(model: nn.Module) -> dict:
-    "What all the expert layers of `model` have counted so far: `calls`, `failed_calls`, `rows`, ... added up, and `served` rows per uid"
-    totals, seen = dict(dispatches=0, calls=0, failed_calls=0, rows=0, forward_seconds=0.0, backward_seconds=0.0, served={}), set()
+    "What all the expert layers of `model` have counted so far: `calls`, `failed_calls`, `hedged_calls`, `rows`, ... added up, and `served` rows per uid"
+    totals, seen = dict(dispatches=0, calls=0, failed_calls=0, hedged_calls=0, rows=0, forward_seconds=0.0, backward_seconds=0.0, served={}), set()
     for stats in (getattr(m, 'stats', None) for m in model.modules()):
         if not hasattr(stats, 'totals') or id(stats) in seen: continue
         seen.add(id(stats))
@@ -112,8 +112,8 @@ class Trainer:
 
     @property
     def history(self) -> pd.DataFrame:
-        "One row per step: `loss`, `seconds` since training began, `samples_per_s`, `staleness`, `failed_calls` so far, and what was evaluated"
-        with self._lock: return pd.DataFrame(self._rows, columns=None if self._rows else ['step', 'loss', 'seconds', 'samples', 'samples_per_s', 'staleness', 'batch', 'failed_calls', 'lr'])
+        "One row per step: `loss`, `seconds` since training began, `samples_per_s`, `staleness`, `failed_calls` and `hedged_calls` so far, and what was evaluated"
+        with self._lock: return pd.DataFrame(self._rows, columns=None if self._rows else ['step', 'loss', 'seconds', 'samples', 'samples_per_s', 'staleness', 'batch', 'failed_calls', 'hedged_calls', 'lr'])
 
 # %% ../nbs/14_training.ipynb #00000011
 def _copy(source: nn.Module, target: nn.Module, *, parameters: bool = True):
@@ -161,8 +161,9 @@ def _train_batch(self: Trainer, data, i: int, slot: int, over: threading.Event):
         self._open.discard(i)
         self._bad, self.step, self.samples = 0, self.step + 1, self.samples + y.numel()
         for key, a, b in zip(self.times, clock, clock[1:]): self.times[key] += b - a
+        stats = call_stats(self.model)
         self._rows.append(dict(step=self.step, loss=value, seconds=self._seconds(), samples=self.samples, samples_per_s=self._rate(), staleness=self.step - 1 - began, batch=i,
-                               failed_calls=call_stats(self.model)['failed_calls'] - self._stats0['failed_calls'], lr=self.optimizer.param_groups[0]['lr']))
+                               **{name: stats[name] - self._stats0[name] for name in ('failed_calls', 'hedged_calls')}, lr=self.optimizer.param_groups[0]['lr']))
 
 # %% ../nbs/14_training.ipynb #00000016
 TRACE_EVERY = 20  # batches

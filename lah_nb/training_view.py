@@ -91,7 +91,7 @@ def text(self: TrainingView) -> str:
     if not row: return f'{t.state} · step {t.step:,}'
     row, unit = row[0], 'tokens' if self.score_name == 'perplexity' else 'samples'
     score = f' · test {self.score_name} {self.score.y[-1]:{".1%" if self.score_name == "accuracy" else ".1f"}}' if self.score.y else ''
-    return f'{t.state} · step {row["step"]:,} · loss {row["loss"]:.3f}{score} · {row["samples_per_s"]:,.0f} {unit}/s · staleness {row["staleness"]} · {t.flying} of {t.in_flight} batches in flight · {row["failed_calls"]:,} failed calls'
+    return f'{t.state} · step {row["step"]:,} · loss {row["loss"]:.3f}{score} · {row["samples_per_s"]:,.0f} {unit}/s · staleness {row["staleness"]} · {t.flying} of {t.in_flight} batches in flight · {row["failed_calls"]:,} failed and {row["hedged_calls"]:,} hedged calls'
 
 @patch
 def tick(self: TrainingView):

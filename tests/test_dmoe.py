@@ -2,6 +2,7 @@
 import copy, os, signal, threading, time
 
 import pytest, torch
+from conftest import freeze, until
 from torch import nn
 
 from lah_nb.dmoe import DMoE, TooFewExperts
@@ -173,6 +174,29 @@ def test_two_swarms_do_not_mix(swarm):
         assert other.snapshot().experts == 4 and swarm.snapshot().experts == 64
         assert not {p.peer_id for p in other.peers} & {p['peer_id'] for p in swarm.snapshot().peers}
         DMoE(other, 16, grid=(2, 2))(torch.randn(4, 16))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('how', [signal.SIGKILL, signal.SIGSTOP])
+def test_a_replica_stands_in(how):
+    "Every expert lives twice: the batch in which a host falls silent loses nothing, and does not wait for it"
+    with Swarm.local(peers=1, experts='ffn.[0:8]', hidden_dim=16) as swarm:
+        swarm.start_peers(1, experts='ffn.[0:8]', hidden_dim=16)
+        layer = DMoE(swarm, 16, grid=(8,), k=4)
+        def step():
+            x = torch.randn(32, 16, requires_grad=True)
+            y = layer(x)
+            y.sum().backward()
+            assert x.grad.isfinite().all()
+            return layer.last
+        until(lambda: step() and all(len(swarm.roster.hosts_of(f'ffn.{i}')) == 2 for i in range(8)))
+        assert layer.stats.totals()['hedged_calls'] == 0
+        if how == signal.SIGKILL: os.kill(swarm.peers[0].pid, how)
+        else: freeze(swarm.peers[0].pid)
+        last = step()
+        assert last.answered == 128 and not last.failed and last.seconds < 5, last
+        assert swarm.peers[0].peer_id in swarm.roster.benched and last.failed_calls >= 1 <= last.hedged_calls
+        if how == signal.SIGSTOP: os.kill(swarm.peers[0].pid, signal.SIGCONT)
 
 
 @pytest.mark.slow

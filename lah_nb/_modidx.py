@@ -644,6 +644,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
             'lah_nb.swarm_view': { 'lah_nb.swarm_view.Scene': ('swarm_view.html#scene', 'lah_nb/swarm_view.py'),
                                    'lah_nb.swarm_view.Scene.__init__': ('swarm_view.html#scene.__init__', 'lah_nb/swarm_view.py'),
                                    'lah_nb.swarm_view.Scene._add': ('swarm_view.html#scene._add', 'lah_nb/swarm_view.py'),
+                                   'lah_nb.swarm_view.Scene._forget': ('swarm_view.html#scene._forget', 'lah_nb/swarm_view.py'),
                                    'lah_nb.swarm_view.Scene._number': ('swarm_view.html#scene._number', 'lah_nb/swarm_view.py'),
                                    'lah_nb.swarm_view.Scene.update': ('swarm_view.html#scene.update', 'lah_nb/swarm_view.py'),
                                    'lah_nb.swarm_view.SwarmView': ('swarm_view.html#swarmview', 'lah_nb/swarm_view.py'),

@@ -51,6 +51,21 @@ def test_who_leaves_is_gone_and_keeps_place_and_experts():
     assert STATES[encode_frame(scene, told, {})[1][1]] == 'alive' and len(scene.peers) == 3
 
 
+def test_those_long_gone_leave_the_picture():
+    scene, crowd = Scene(), [peer(f'p{i}', f'ffn.{i}.0') for i in range(40)]
+    scene.update(moment(*crowd, own='me'))
+    stand = dict(zip((p[0] for p in scene.peers), map(tuple, scene.at)))
+    assert scene.update(moment(*crowd[16:], own='me'))['first'] == (41, 40) and len(scene.peers) == 41       # sixteen crosses may be seen
+    change = scene.update(moment(*crowd[17:], C, own='me'))
+    names = [p[0] for p in scene.peers]
+    assert change['first'] == (0, 40) and change['peers'] == scene.peers and names == [f'p{i}' for i in range(17, 40)] + ['me', 'c'] and len(scene.at) == len(scene.hosts) == 25
+    assert [tuple(at) for at in scene.at[:-1]] == [stand[name] for name in names[:-1]] and change['hosts'][0] == (0, [17]) and len(change['hosts']) == 25
+    told = moment(*crowd[17:], C, own='me')
+    info, frame = encode_frame(scene, told, {})
+    assert len(frame) == 13 * 25 + 41 and info['own'] == 23 and info['status'].startswith('24 of 24 peers alive')
+    assert scene.update(moment(*crowd, own='me'))['first'] == (25, 41) and len(scene.peers) == 42            # and may come back
+
+
 def test_a_peer_known_from_links_only_is_none_of_ours():
     scene, told = Scene(), moment(A, links=[('a', 'bootstrap')], own='me')
     scene.update(told)

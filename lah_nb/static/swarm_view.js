@@ -21,9 +21,9 @@ function initialize({ model }) {
   links(shown.links);
   s.frame = s.before = readFrame(shown.frame, shown.info, s.peers.length, s.uids.length);
   const handle = (message, buffers) => {
-    if (message.kind === 'scene') {   // what joined comes at the end of each list, from `first` on; `hosts` of known peers may change
+    if (message.kind === 'scene') {   // what joined comes at the end of each list, from `first` on (0 when some were forgotten); `hosts` of known peers may change
       const [peers, uids] = message.first;
-      s.peers.splice(peers, s.peers.length, ...message.peers); s.uids.splice(uids, s.uids.length, ...message.uids); s.grids = message.grids;
+      s.peers.splice(peers, s.peers.length, ...message.peers); s.hosts.splice(peers); s.uids.splice(uids, s.uids.length, ...message.uids); s.grids = message.grids;
       while (s.hosts.length < s.peers.length) s.hosts.push([]);
       for (const [i, hosted] of message.hosts) s.hosts[i] = hosted;
       s.at.splice(3 * peers, s.at.length, ...bytes(buffers[0], Float32Array)); s.cells = Array.from(bytes(buffers[1], Uint16Array));
@@ -31,7 +31,7 @@ function initialize({ model }) {
     } else if (message.kind === 'frame' && buffers[0].byteLength === 13 * s.peers.length + s.uids.length) {
       s.before = s.frame; s.frame = readFrame(buffers[0], message, s.peers.length, s.uids.length); s.frames++;
     } else return;
-    for (const view of s.views) view(message.kind);
+    for (const view of s.views) view(message.kind, message.kind === 'scene' && !message.first[0]);
   };
   model.on('msg:custom', handle);
   stores.set(shown, s);
@@ -149,7 +149,7 @@ function render({ model, el }) {
     for (const [canvas, c] of [[base, g], [over, o]]) { canvas.width = W * d; canvas.height = H * d; c.setTransform(d, 0, 0, d, 0, 0); }
     colours(); measure(); words(); paint();
   }
-  function news(kind) { if (!on || !W) return; if (kind === 'scene') measure(); else { since = performance.now(); colours(); launch(); words(); } kick(); }
+  function news(kind, anew) { if (!on || !W) return; if (kind === 'scene') { if (anew) { hover = -1; dots = []; } measure(); } else { since = performance.now(); colours(); launch(); words(); } kick(); }
   const near = e => { let best = -1, d0 = (box.rp + 9) ** 2; box.peers.forEach(([x, y], i) => { const d = (e.offsetX - x) ** 2 + (e.offsetY - y) ** 2; if (d < d0) [d0, best] = [d, i]; }); return best; };
   const select = i => { model.set('selected', i >= 0 ? s.peers[i][0] : ''); model.save_changes(); words(); kick(); if (i >= 0) said.textContent = `peer ${brief(s.peers[i][0])}, ${STATES[s.frame.state[i]]}, ${(s.hosts[i] || []).length} experts`; };
   const press = () => root.querySelectorAll('[data-layout]').forEach(b => b.setAttribute('aria-pressed', b.dataset.layout === layout));

@@ -186,6 +186,21 @@ def test_swarms_of_many(notebook, peers, each, n, most_frame):
         assert told >= 1.6 and drawn >= told - 0.5 and ticks / seconds > 10
 
 
+def test_those_long_gone_leave_the_picture(notebook):
+    churn = 'source.ids, source.peers = source.ids[17:], source.peers[17:]; source.links = [link for link in source.links if not {*link} & gone]'
+    with notebook(SOURCE + 'source = Source(30, 4, 16); view = SwarmView(source)', 'view', 'gone = {*source.ids[:17]}; ' + churn) as nb:
+        nb.run(0), nb.run(1), wait_frames(nb, 2)
+        states = lambda: nb.page.locator('.lah').first.get_attribute('data-states').split()
+        assert sorted(states()) == ['alive'] * 30 + ['trainer']
+        nb.run(2)
+        until(lambda: sorted(states()) == ['alive'] * 13 + ['trainer'])
+        shown = frames(nb)
+        until(lambda: frames(nb) > shown + 2)
+        nb.page.locator('.lah .picture').focus()
+        nb.page.keyboard.press('ArrowRight')
+        assert nb.page.locator('.lah .detail dd').first.inner_text().endswith('17')
+
+
 def test_keyboard_and_dots(notebook):
     with notebook(SOURCE, 'view = SwarmView(Source(8, 4, 8)); view', 'print(view.selected)') as nb:
         page, picture, detail = nb.page, nb.page.locator('.lah .picture'), nb.page.locator('.lah .detail')

@@ -6,13 +6,15 @@
 __all__ = ['SwarmError', 'LocalPeer']
 
 # %% ../nbs/09c_children.ipynb #00000003
-import json, os, subprocess, sys, threading, weakref
+import json, os, re, subprocess, sys, threading, weakref
 from collections import deque
 
 from .addresses import split_addr
-from .wire import LahError
+from .errors import LahError
 
 # %% ../nbs/09c_children.ipynb #00000006
+_SAID = re.compile(r'lah-nb(?: peer: error)?: (.*)')  # how the command says what is wrong
+
 class SwarmError(LahError):
     "A swarm that cannot be started, or is closed"
 
@@ -38,8 +40,10 @@ class LocalPeer:
     def wait_ready(self, timeout: float = 60.):
         "Wait until the peer can serve"
         if not self._ready.wait(timeout) or not self.peer_id:
+            ended = self._ready.is_set()
             self.kill()
-            raise SwarmError(f'the peer did not start within {timeout:g} s; it said:\n{self.log()}')
+            if ended and (why := next(filter(None, map(_SAID.fullmatch, reversed(self.lines))), None)): raise SwarmError(f'the peer could not start: {why[1]}')  # with where to read on, as it came
+            raise SwarmError(f'the peer {"ended" if ended else f"did not start within {timeout:g} s"}; it said:\n{self.log() or "nothing"}', see='start')
 
     def kill(self):
         "SIGKILL: what a power cut does"

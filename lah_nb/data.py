@@ -21,11 +21,12 @@ from fastcore.basics import patch
 from platformdirs import user_cache_path
 from tqdm.auto import tqdm
 
-from .wire import LahError
+from .errors import LahError
 
 # %% ../nbs/12_data.ipynb #00000006
 class DataError(LahError):
     "A data set is not there, cannot be had, or is not what it says it is"
+    see = 'data'
 
 # %% ../nbs/12_data.ipynb #00000008
 _mnist = ['https://ossci-datasets.s3.amazonaws.com/', 'https://storage.googleapis.com/cvdf-datasets/']
@@ -92,7 +93,7 @@ def find_file(
     reasons = []
     for url in addresses(name) if urls is None else urls:
         try: return download(url, path, sha256=sha256, nbytes=nbytes, progress=progress)
-        except (OSError, DataError) as e: reasons.append(f'{url}: {e}')  # URLError and a folder that cannot be written are OSErrors
+        except (OSError, DataError) as e: reasons.append(f'{url}: {getattr(e, "text", e)}')  # URLError and a folder that cannot be written are OSErrors
     wanted = '\n  '.join(f'{folder/each}  ({n} bytes, sha256 {sha})' for each, (sha, n) in FILES.items() if each.split('/')[0] == name.split('/')[0])
     tried = '\n  '.join(reasons)
     raise DataError(f'{path} is not there and could not be downloaded. Put these files in place, or name their folder in LAH_DATA:\n  {wanted}\nTried:\n  {tried}')

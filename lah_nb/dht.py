@@ -18,9 +18,10 @@ from libp2p.kad_dht.routing_table import RoutingTable
 from libp2p.peer.id import ID
 from libp2p.peer.peerinfo import PeerInfo
 
+from .errors import LahError
 from .network import Network, Request
 from .records import MAX_KEY, Lookup, Record, Records, nearest
-from .wire import LahError, WireError, field
+from .wire import WireError, field
 
 # %% ../nbs/04a_dht.ipynb #00000006
 log = logging.getLogger('lah_nb')
@@ -171,8 +172,8 @@ async def _query(self: DHT, peer: str, keys: list[str], values: bool, tell):
         nursery.cancel_scope.cancel()
 
 @patch
-async def _ask(self: DHT, peer: str, keys: list[str], values: bool) -> dict | None:
-    "One peer's checked answer; None if it has none"
+async def _ask(self: DHT, peer: str, keys: list[str], values: bool, whys: dict[str, str] | None = None) -> dict | None:
+    "One peer's checked answer; None if it has none, and `whys` is told why"
     try:
         meta, _ = await self.network.call(peer, 'dht.find', {'keys': keys, 'values': values, 'addrs': list(self.network.addrs)}, timeout=CALL_TIMEOUT)
         near, addrs, found = field(meta, 'near', list, of=list, most=len(keys)), field(meta, 'addrs', dict), field(meta, 'found', list, of=list, most=len(keys))
@@ -183,6 +184,7 @@ async def _ask(self: DHT, peer: str, keys: list[str], values: bool) -> dict | No
         if any(record.key != key for key, records in zip(keys, reply['found']) for record, _ in records): raise WireError('records of other keys')
     except LahError as error:
         log.debug('dht: %s', error)
+        if whys is not None: whys[peer] = getattr(error, 'why', error.text)
         self._failed(peer)
         return None
     await self._saw(peer, self.addrs.get(peer, []))
@@ -200,20 +202,26 @@ def _hearsay(self: DHT, peer: str, addrs):
 # %% ../nbs/04a_dht.ipynb #0000000d
 class NoPeers(LahError):
     "None of the addresses led into a swarm"
+    see = 'joining'
 
 @patch
 async def join(self: DHT, peers: dict[str, list[str]], *, timeout: float = 10.):
     "Enter the swarm through any of `peers` (peer id -> addresses)"
     for peer, addrs in peers.items(): self._learn(peer, list(addrs))
+    replies, whys, pause = [], {}, 0.2
     with trio.move_on_after(timeout):
-        replies, pause = [], 0.2
-        async def ask(peer): replies.append(await self._ask(peer, [_own_key(self)], False))
+        async def ask(peer): replies.append(await self._ask(peer, [_own_key(self)], False, whys))
         while not any(replies):
             async with trio.open_nursery() as nursery:
                 for peer in peers: nursery.start_soon(ask, peer)
             if not any(replies): await trio.sleep(pause := 2 * pause)
-    if not self.peers: raise NoPeers(f'nobody answered at {", ".join(a for addrs in peers.values() for a in addrs)}: is that peer running, is the address complete, does a firewall stand between?')
+    if not self.peers: raise _nobody(peers, whys)
     await self.lookup([_own_key(self), *(f'refresh/{i}/{self.peer_id}' for i in range(3))], values=False, timeout=timeout)
+
+def _nobody(peers: dict[str, list[str]], whys: dict[str, str]) -> NoPeers:
+    found = '; '.join(f'{", ".join(addrs)}: {whys.get(peer, "no answer in time")}' for peer, addrs in peers.items())
+    if any('another version' in why for why in whys.values()): return NoPeers(f'nobody answered at {found}. Install the same version of lah_nb on both computers', see='version')
+    return NoPeers(f'nobody answered at {found}. Is that peer running, is the address complete, does a firewall stand between?')
 
 def _own_key(self) -> str: return f'peer/{self.peer_id}'
 

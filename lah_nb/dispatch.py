@@ -15,10 +15,11 @@ from time import perf_counter
 import torch, trio
 from torch import Tensor
 
+from .errors import LahError
 from .network import CallError, Network, Refused
 from .roster import Roster
 from .trace import Span
-from .wire import LahError, Spec, WireError, field
+from .wire import Spec, WireError, field
 
 # %% ../nbs/08_dispatch.ipynb #00000006
 @dataclass
@@ -144,7 +145,7 @@ async def _one(network, roster, ask, timeout, codec, trouble) -> Outcome:
         except LahError as error:
             if isinstance(error, CallError) and not isinstance(error, Refused): roster.bench(call.peer_id, error.why)
             trouble(ask)
-            return Outcome.lost(call, str(error), trio.current_time() - start)
+            return Outcome.lost(call, error.text, trio.current_time() - start)
         finally: nursery.cancel_scope.cancel()
     roster.on_time(call.peer_id)
     why, seconds = meta.get('why') if isinstance(meta.get('why'), dict) else {}, trio.current_time() - start

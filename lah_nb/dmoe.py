@@ -15,14 +15,16 @@ from fastcore.basics import patch
 from torch import Tensor, nn
 
 from .dispatch import Ask, Call, Outcome, gather_outputs, group_pairs, keep_pairs, make_calls, stand_ins, sum_gradients
+from .errors import LahError
 from .gating import Balance, Gate, mix, mix_gradient, mixing_weights, score_of, search, search_path
 from .stats import Dispatch, Stats
 from .trace import recorder, span
-from .wire import CODECS, DTYPE_NAMES, LahError, Spec
+from .wire import CODECS, DTYPE_NAMES, Spec
 
 # %% ../nbs/09_dmoe.ipynb #00000006
 class TooFewExperts(LahError):
     "Some rows got answers from fewer than `k_min` experts"
+    see = 'no-experts'
 
 class DMoE(nn.Module):
     "A Decentralized Mixture of Experts (paper, section 3)"
@@ -44,9 +46,9 @@ class DMoE(nn.Module):
         zeros_if_too_few: bool = False,  # a row with fewer than k_min answers gives zeros instead of an error
     ):
         super().__init__()
-        if compression not in CODECS: raise LahError(f'compression {compression!r} is none of {", ".join(CODECS)}')
-        if route not in ('row', 'token'): raise LahError(f"route is 'row' or 'token', not {route!r}")
-        if not 1 <= k_min <= k: raise LahError(f'k_min must be between 1 and k, not {k_min} with k={k}')
+        if compression not in CODECS: raise LahError(f'compression {compression!r} is none of {", ".join(CODECS)}', see='options')
+        if route not in ('row', 'token'): raise LahError(f"route is 'row' or 'token', not {route!r}", see='options')
+        if not 1 <= k_min <= k: raise LahError(f'k_min must be between 1 and k, not {k_min} with k={k}', see='options')
         self.swarm, self.in_dim, self.uid_prefix, self.k, self.k_min = swarm, in_dim, uid_prefix, k, k_min
         self.forward_timeout, self.backward_timeout, self.timeout_after_k_min = forward_timeout, backward_timeout, timeout_after_k_min
         self.compression, self.route, self.zeros_if_too_few = compression, route, zeros_if_too_few
@@ -68,7 +70,7 @@ class DMoE(nn.Module):
     def extra_repr(self): return f'{self.in_dim}, grid={self.grid}, uid_prefix={self.uid_prefix!r}, k={self.k}, route={self.route!r}'
 
     def forward(self, x: Tensor) -> Tensor:  # (batch, ..., in_dim) -> the same shape
-        if x.shape[-1] != self.in_dim or x.dim() < 2: raise LahError(f'this layer takes (batch, ..., {self.in_dim}), got {tuple(x.shape)}')
+        if x.shape[-1] != self.in_dim or x.dim() < 2: raise LahError(f'this layer takes (batch, ..., {self.in_dim}), got {tuple(x.shape)}', see='shape')
         rows = x.reshape(-1, self.in_dim) if self.route == 'token' else x
         if not len(rows): return x
         features = rows if rows.dim() == 2 else rows.flatten(1, -2).mean(1)  # (batch, in_dim)
@@ -247,7 +249,7 @@ def explain(
     row: Tensor,  # one row of a batch: `x[0]`
 ) -> dict:  # `levels`: of each, the candidates that `search_path` saw, by uid; `experts`: uid, score, weight in the mixture, hosts
     "How the experts of a row are chosen, as plain data that `viz.beam_figure` draws"
-    if row.shape[-1] != self.in_dim or self.route == 'token' and row.dim() != 1: raise LahError(f'explain takes one row, x[0]{" (one vector)" if self.route == "token" else ""}, of {self.in_dim} features, got {tuple(row.shape)}')
+    if row.shape[-1] != self.in_dim or self.route == 'token' and row.dim() != 1: raise LahError(f'explain takes one row, x[0]{" (one vector)" if self.route == "token" else ""}, of {self.in_dim} features, got {tuple(row.shape)}', see='shape')
     with torch.no_grad(): batch = _Batch(self, row.detach()[None], self.gate(row.detach().reshape(-1, self.in_dim).mean(0, keepdim=True)))
     levels = search_path(batch.scores, self.k, batch.successors, bias=self.biases)
     chosen = [c for c in levels[-1] if c['fate'] == 'kept']

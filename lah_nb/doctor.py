@@ -13,7 +13,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 import psutil
 
-from .wire import LahError
+from .errors import HELP, LahError
 
 # %% ../nbs/15d_doctor.ipynb #00000006
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ def _software() -> Iterator[Check]:
     yield Check('Python', 'good' if (3, 10) <= now < (3, 14) else 'note', platform.python_version(), '' if (3, 10) <= now < (3, 14) else 'tested are 3.10 to 3.13')
     for name in (*NEEDED, *FOR_NOTEBOOKS):
         try: yield Check(name, 'good', version(name))
-        except PackageNotFoundError: yield Check(name, 'bad' if name in NEEDED else 'note', 'not installed', f'pip install {name}')
+        except PackageNotFoundError: yield Check(name, 'bad' if name in NEEDED else 'note', 'not installed', f'pip install {name}' + (f' (see {HELP}#fastecdsa)' if name == 'libp2p' else ''))
 
 def _machine() -> Iterator[Check]:
     cores, free = os.cpu_count() or 1, psutil.virtual_memory().available
@@ -76,4 +76,4 @@ def _reach(addr: str) -> Check:
             ping = min((peer['latency'] for peer in alive), default=None)
             return Check('swarm', 'good' if alive else 'bad', f'{len(alive)} of {len(said["peers"])} peers answer, {said["experts"]} experts' + (f', the nearest in {1e3 * ping:.0f} ms' if ping else ''),
                          '' if alive else 'its peers cannot be reached from here: do they announce addresses of a network that you are not in?')
-    except LahError as error: return Check('swarm', 'bad', str(error), 'see "Joining" in the troubleshooting page')
+    except LahError as error: return Check('swarm', 'bad', error.text, f'see {HELP}#{error.see}' if error.see else '')

@@ -23,7 +23,7 @@ from torch import nn
 from torch.optim.adam import adam
 from torch.optim.sgd import sgd
 
-from .wire import LahError
+from .errors import LahError
 
 # %% ../nbs/05_experts.ipynb #00000006
 class ExpertError(LahError):
@@ -42,11 +42,11 @@ def split_uid(
     dims: int = None,  # dimensions of the grid; by default all numbers at the end
 ) -> tuple[str, tuple[int, ...]]:
     "The prefix and the place on the grid: `ffn.3.11` is `('ffn', (3, 11))`"
-    if not isinstance(uid, str) or len(uid) > 128 or not _UID.fullmatch(uid): raise ExpertError(f'{str(uid)[:140]!r} is not a uid; write it like "ffn.3.11"')
+    if not isinstance(uid, str) or len(uid) > 128 or not _UID.fullmatch(uid): raise ExpertError(f'{str(uid)[:140]!r} is not a uid; write it like "ffn.3.11"', see='uids')
     parts = uid.split('.')
     numbers = next(i for i, part in enumerate(reversed(parts)) if not part.isdigit())
     if dims is None: dims = numbers
-    if not 1 <= dims <= numbers: raise ExpertError(f'{uid!r} has {numbers} numbers at its end, a grid of {dims} dimensions was asked for')
+    if not 1 <= dims <= numbers: raise ExpertError(f'{uid!r} has {numbers} numbers at its end, a grid of {dims} dimensions was asked for', see='uids')
     return '.'.join(parts[:-dims]), tuple(map(int, parts[-dims:]))
 
 # %% ../nbs/05_experts.ipynb #0000000b
@@ -61,8 +61,8 @@ def parse_uids(
             if match := re.fullmatch(_RANGE, part): choices.append(range(int(match[1]), int(match[2])))
             else: choices.append([part])
         count = math.prod(map(len, choices))
-        if not count: raise ExpertError(f'{item.strip()!r} holds no expert: write a range as [first:end] with first below end')
-        if len(uids) + count > MAX_UIDS: raise ExpertError(f'{item.strip()!r} stands for {count} experts, at most {MAX_UIDS} fit into one pattern')
+        if not count: raise ExpertError(f'{item.strip()!r} holds no expert: write a range as [first:end] with first below end', see='uids')
+        if len(uids) + count > MAX_UIDS: raise ExpertError(f'{item.strip()!r} stands for {count} experts, at most {MAX_UIDS} fit into one pattern', see='uids')
         for parts in product(*choices): uids['.'.join(map(str, parts))] = None
     for uid in uids: split_uid(uid)
     return list(uids)
@@ -112,8 +112,8 @@ def register_expert(
     "Decorator that makes a module class, called with `hidden_dim`, known as `name`"
     def register(cls):
         make = example or getattr(cls, 'example', None)
-        if not re.fullmatch(_PART, name) or len(name) > 64: raise ExpertError(f'{name!r} is not a name for a class of experts; use letters, digits, - and _')
-        if not callable(make): raise ExpertError(f'{name!r} needs an example: @register_expert({name!r}, example=lambda hidden_dim: torch.zeros(2, hidden_dim))')
+        if not re.fullmatch(_PART, name) or len(name) > 64: raise ExpertError(f'{name!r} is not a name for a class of experts; use letters, digits, - and _', see='expert-class')
+        if not callable(make): raise ExpertError(f'{name!r} needs an example: @register_expert({name!r}, example=lambda hidden_dim: torch.zeros(2, hidden_dim))', see='expert-class')
         EXPERTS[name] = ExpertClass(cls, make, any_length)
         return cls
     return register
@@ -154,19 +154,22 @@ def _seeded(seed: int, device='cpu'):
         torch.manual_seed(seed % 2**63)
         yield
 
+def _in_a_line(e: BaseException) -> str: return f'{type(e).__name__}: {e}'.partition('\n')[0][:300]
+
 def _build(expert_cls: str, hidden_dim: int, seed: int) -> tuple[nn.Module, Schema, bool]:
     "A module, what it maps to what, and whether rows of several callers may be run together"
-    if expert_cls not in EXPERTS: raise ExpertError(f'no class of experts is called {expert_cls!r}; known: {", ".join(EXPERTS)}. Yours needs @register_expert and `load_expert_file`')
+    if expert_cls not in EXPERTS: raise ExpertError(f'no class of experts is called {expert_cls!r}; known: {", ".join(EXPERTS)}. Yours needs @register_expert, and its file: --expert-file or `load_expert_file`', see='expert-class')
     known = EXPERTS[expert_cls]
     with _seeded(seed), torch.no_grad():
-        module, x = known.build(hidden_dim).train(), known.example(hidden_dim)
+        try: module, x = known.build(hidden_dim).train(), known.example(hidden_dim)
+        except Exception as e: raise ExpertError(f'{expert_cls}({hidden_dim}) cannot be made: {_in_a_line(e)}', see='memory' if 'memory' in str(e) else 'expert-class') from e
     with _seeded(0), torch.no_grad():
         if x.is_floating_point(): x = torch.randn_like(x)
         before = torch.get_rng_state()
         try: y, alone = module(x), module(x[:1])
-        except Exception as e: raise ExpertError(f'{expert_cls}({hidden_dim}) cannot run its own example {tuple(x.shape)}, or one row of it: {e}') from e
+        except Exception as e: raise ExpertError(f'{expert_cls}({hidden_dim}) cannot run its own example {tuple(x.shape)}, or one row of it: {_in_a_line(e)}', see='expert-class') from e
         draws = not torch.equal(before, torch.get_rng_state())
-    if not isinstance(y, torch.Tensor) or len(y) != len(x): raise ExpertError(f'{expert_cls}({hidden_dim}) must map a batch of {len(x)} rows to one tensor of {len(x)} rows')
+    if not isinstance(y, torch.Tensor) or len(y) != len(x): raise ExpertError(f'{expert_cls}({hidden_dim}) must map a batch of {len(x)} rows to one tensor of {len(x)} rows', see='expert-class')
     free = lambda shape: (-1, *shape[2:]) if known.any_length else tuple(shape[1:])
     return module, Schema(free(x.shape), free(y.shape), str(x.dtype).removeprefix('torch.')), not draws and torch.allclose(y[:1], alone, rtol=1e-3, atol=1e-4)
 
@@ -185,14 +188,14 @@ def load_expert_file(
 ) -> list[str]:
     "Run a file so that its classes are registered, and name them; an unchanged file runs once"
     path = Path(path).expanduser().resolve()
-    if not path.is_file(): raise ExpertError(f'no file {path}; write your class with @register_expert into a Python file and give its path')
+    if not path.is_file() or path.suffix != '.py': raise ExpertError(f'no Python file {path}; write your class with @register_expert into a Python file and give its path', see='expert-class')
     key = path, path.stat().st_mtime_ns
     if key not in _files:
         before, name = dict(EXPERTS), f'lah_expert_{path.stem}_{zlib.crc32(bytes(path)):08x}'
         spec = importlib.util.spec_from_file_location(name, path)
         module = sys.modules[name] = importlib.util.module_from_spec(spec)
         try: spec.loader.exec_module(module)
-        except Exception as e: raise ExpertError(f'{path} did not run: {type(e).__name__}: {e}') from e
+        except Exception as e: raise ExpertError(f'{path} did not run: {_in_a_line(e)}', see='expert-class') from e
         _files[key] = [name for name, known in EXPERTS.items() if before.get(name) is not known]
     return _files[key]
 
@@ -214,7 +217,7 @@ _thread = threading.local()
 
 def _flatten(parameters: list[nn.Parameter]) -> torch.Tensor:
     "Make `parameters` views of one tensor, and give that"
-    if len({p.dtype for p in parameters}) > 1: raise ExpertError(f'all parameters of an expert have one dtype; found {sorted({str(p.dtype) for p in parameters})}')
+    if len({p.dtype for p in parameters}) > 1: raise ExpertError(f'all parameters of an expert have one dtype; found {sorted({str(p.dtype) for p in parameters})}', see='expert-class')
     flat = torch.cat([p.data.reshape(-1) for p in parameters]) if parameters else torch.zeros(0)
     for p, data in zip(parameters, flat.split([p.numel() for p in parameters])): p.data = data.view_as(p)
     return flat
@@ -240,10 +243,12 @@ class Expert:
         seed: int = None,  # of the first weights; by default the uid decides
     ):
         split_uid(uid)
-        if optimizer not in OPTIMIZERS: raise ExpertError(f'no optimizer {optimizer!r}; choose one of {", ".join(OPTIMIZERS)}')
-        self.uid, self.expert_cls, self.hidden_dim, self.clip, self.device = uid, expert_cls, hidden_dim, clip, torch.device(device)
+        if optimizer not in OPTIMIZERS: raise ExpertError(f'no optimizer {optimizer!r}; choose one of {", ".join(OPTIMIZERS)}', see='options')
+        self.uid, self.expert_cls, self.hidden_dim, self.clip = uid, expert_cls, hidden_dim, clip
         self.module, self.schema, self.together = _build(expert_cls, hidden_dim, zlib.crc32(uid.encode()) if seed is None else seed)
-        self.parameters = [p for p in self.module.to(self.device).parameters() if p.requires_grad]
+        try: self.device = self.module.to(device) and torch.device(device)
+        except (RuntimeError, AssertionError) as e: raise ExpertError(f'{uid} cannot be put on the device {str(device)!r} ({_in_a_line(e)})', see='memory' if 'memory' in str(e) else 'device') from e
+        self.parameters = [p for p in self.module.parameters() if p.requires_grad]
         self.flat, self.grad = _flatten(self.parameters), None
         self.optimizer, self.lr, self.moments = optimizer, lr, {}  # the moments come with the first step
         self.updates = self.rows_forward = self.rows_backward = self.refused = 0
@@ -261,12 +266,12 @@ def check(
 ):
     "Raise `ExpertError` unless `x` is a batch for this expert, and `grad` a gradient of its output"
     want = self.schema
-    if str(x.dtype) != f'torch.{want.dtype}': raise ExpertError(f'{self.uid} takes {want.dtype}, got {str(x.dtype).removeprefix("torch.")}')
-    if not x.ndim or not len(x) or not want.admits(x.shape[1:]): raise ExpertError(f'{self.uid} takes one or more rows of shape {want.in_shape}, got a tensor of shape {tuple(x.shape)}')
+    if str(x.dtype) != f'torch.{want.dtype}': raise ExpertError(f'{self.uid} takes {want.dtype}, got {str(x.dtype).removeprefix("torch.")}', see='shape')
+    if not x.ndim or not len(x) or not want.admits(x.shape[1:]): raise ExpertError(f'{self.uid} takes one or more rows of shape {want.in_shape}, got a tensor of shape {tuple(x.shape)}', see='shape')
     if grad is None: return
     shape = (len(x), *want.output(x.shape[1:]))
     if tuple(grad.shape) != shape or not grad.is_floating_point():
-        raise ExpertError(f'{self.uid} gave {shape} for this input; its gradient cannot be {str(grad.dtype).removeprefix("torch.")} of shape {tuple(grad.shape)}')
+        raise ExpertError(f'{self.uid} gave {shape} for this input; its gradient cannot be {str(grad.dtype).removeprefix("torch.")} of shape {tuple(grad.shape)}', see='shape')
 
 # %% ../nbs/05_experts.ipynb #00000029
 @patch
@@ -388,10 +393,10 @@ def load_state(
     moments = {f'optimizer.{name}': () if name == 'step' else self.flat.shape for name in OPTIMIZERS[self.optimizer]}
     extra = sorted(set(tensors) - set(module))
     want = module | moments if extra else module
-    if set(tensors) != set(want): raise ExpertError(f'{self.uid} is {self!r}; a state with other tensors was given: {", ".join(sorted(set(tensors) ^ set(want))[:4])}')
+    if set(tensors) != set(want): raise ExpertError(f'{self.uid} is {self!r}; a state with other tensors was given: {", ".join(sorted(set(tensors) ^ set(want))[:4])}', see='checkpoint')
     for name, t in tensors.items():
-        if tuple(t.shape) != tuple(want[name]): raise ExpertError(f'{self.uid}: {name} has shape {tuple(t.shape)} where {tuple(want[name])} is needed')
-        if not _finite(t): raise ExpertError(f'{self.uid}: {name} has NaN or infinity in it')
+        if tuple(t.shape) != tuple(want[name]): raise ExpertError(f'{self.uid}: {name} has shape {tuple(t.shape)} where {tuple(want[name])} is needed', see='checkpoint')
+        if not _finite(t): raise ExpertError(f'{self.uid}: {name} has NaN or infinity in it', see='checkpoint')
     self.module.load_state_dict({name.removeprefix('module.'): t for name, t in tensors.items() if name.startswith('module.')})
     self.moments = {name.removeprefix('optimizer.'): tensors[name].to(self.device, copy=True) for name in extra}
     self.updates = int(tensors['updates'])
@@ -429,8 +434,8 @@ def load_expert(
     if not path.exists(): return False
     try:
         with safe_open(path, 'pt') as file: about, tensors = file.metadata() or {}, {name: file.get_tensor(name) for name in file.keys()}
-    except (SafetensorError, OSError) as e: raise ExpertError(f'{path} cannot be read ({e}); move it away to start {expert.uid} afresh') from e
+    except (SafetensorError, OSError) as e: raise ExpertError(f'{path} cannot be read ({e}); move it away to start {expert.uid} afresh', see='checkpoint') from e
     if (found := (about.get('expert_cls'), about.get('hidden_dim'))) != (expert.expert_cls, str(expert.hidden_dim)):
-        raise ExpertError(f'{path} holds {found[0]}({found[1]}), this peer hosts {expert.uid} as {expert.expert_cls}({expert.hidden_dim}); move the file away or change the class')
+        raise ExpertError(f'{path} holds {found[0]}({found[1]}), this peer hosts {expert.uid} as {expert.expert_cls}({expert.hidden_dim}); move the file away or change the class', see='checkpoint')
     expert.load_state(tensors)
     return True

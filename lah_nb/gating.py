@@ -13,7 +13,7 @@ from collections.abc import Callable, Generator, Sequence
 import torch
 from torch import Tensor, nn
 
-from .wire import LahError
+from .errors import LahError
 
 # %% ../nbs/06a_gating.ipynb #00000006
 class GridError(LahError):
@@ -28,7 +28,7 @@ class Gate(nn.Module):
     ):
         super().__init__()
         self.grid = tuple(int(size) for size in grid)
-        if not 1 <= len(self.grid) <= 4 or min(self.grid) < 1: raise GridError(f'a grid has 1 to 4 dimensions of at least 1, not {grid!r}')
+        if not 1 <= len(self.grid) <= 4 or min(self.grid) < 1: raise GridError(f'a grid has 1 to 4 dimensions of at least 1, not {grid!r}', see='uids')
         self.linear = nn.Linear(in_dim, sum(self.grid))
 
     def forward(self, x: Tensor) -> list[Tensor]:  # x: (batch, in_dim) -> one (batch, size) for each dimension
@@ -111,7 +111,7 @@ def search_path(
     bias: Sequence[Tensor] | None = None,
 ) -> list[list[dict]]:  # for each level the candidates: prefix (its indices), score, and fate: 'kept', 'dropped' (others score more) or 'dead'
     "What `search` looks at for one row"
-    if any(len(s) != 1 for s in scores): raise GridError(f'a search path is one row\'s, not {len(scores[0])} rows\'')
+    if any(len(s) != 1 for s in scores): raise GridError(f'a search path is one row\'s, not {len(scores[0])} rows\'', see='shape')
     heard = []
     def listen(prefixes):
         heard.append((prefixes, live := successors(prefixes)))
@@ -172,7 +172,7 @@ class Balance(nn.Module):
         super().__init__()
         self.grid, self.rate, self.memory, self._lock, prefixes = tuple(grid), rate, memory, threading.Lock(), 1
         for level, size in enumerate(self.grid):
-            if prefixes * size > 1 << 22: raise GridError(f'a grid of {self.grid} has too many cells to balance; pass balance=False')
+            if prefixes * size > 1 << 22: raise GridError(f'a grid of {self.grid} has too many cells to balance; pass balance=False', see='uids')
             self.register_buffer(f'bias{level}', torch.zeros(prefixes, size))
             self.register_buffer(f'load{level}', torch.zeros(prefixes, size), persistent=False)
             prefixes *= size

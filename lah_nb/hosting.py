@@ -4,21 +4,21 @@
 
 # %% auto #0
 __all__ = ['log', 'Grid', 'grid_entries', 'read_grids', 'peer_entries', 'read_peers', 'keep_told', 'serve_states', 'fetch_state',
-           'read_seeds', 'run_peer']
+           'read_seeds', 'bytes_of', 'free_bytes', 'check_memory', 'run_peer']
 
 # %% ../nbs/09b_hosting.ipynb #00000003
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-import msgpack, torch, trio
+import msgpack, psutil, torch, trio
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 
-from .addresses import load_identity, split_addr
+from .addresses import split_addr
 from .dht import DHT
-from .experts import Expert, ExpertError, expert_schema, load_expert_file, parse_uids, split_uid
-from .network import Network
+from .experts import EXPERTS, OPTIMIZERS, Expert, ExpertError, expert_schema, load_expert_file, parse_uids, split_uid
+from .network import Network, load_identity
 from .peer import Host
 from .reach import answer_dial_back
 from .server import Server, claim
@@ -115,6 +115,22 @@ def read_seeds(join: Sequence[str]) -> dict[str, list[str]]:  # peer id -> addre
         seeds.setdefault(peer_id, []).append(addr)
     return seeds
 
+# %% ../nbs/09b_hosting.ipynb #00000041
+def bytes_of(expert_cls: str, hidden_dim: int, optimizer: str = 'adam') -> int:
+    "Memory that one expert takes"
+    if expert_cls not in EXPERTS: raise ExpertError(f'no class of experts is called {expert_cls!r} here; known: {", ".join(EXPERTS)}. Yours needs @register_expert, and its file: --expert-file', see='expert-class')
+    try:
+        with torch.device('meta'): weights = sum(p.numel() * p.element_size() for p in EXPERTS[expert_cls].build(hidden_dim).parameters())
+    except Exception: return 0  # nobody can know before it is made
+    return weights * (2 + sum(name != 'step' for name in OPTIMIZERS[optimizer]))
+
+def free_bytes(device: str) -> int: return torch.cuda.mem_get_info()[0] if device.startswith('cuda') and torch.cuda.is_available() else psutil.virtual_memory().available
+
+def check_memory(number: int, expert_cls: str, hidden_dim: int, optimizer: str, device: str):
+    "Raise `ExpertError` if so many experts cannot fit"
+    need, free = number * bytes_of(expert_cls, hidden_dim, optimizer), free_bytes(device)
+    if need > free: raise ExpertError(f'{number} experts {expert_cls}({hidden_dim}) take {need / 2**20:,.0f} MiB with their optimizers, and {free / 2**20:,.0f} MiB are free: host fewer (--num-experts) or narrower ones (--hidden-dim)', see='memory')
+
 # %% ../nbs/09b_hosting.ipynb #0000000a
 async def run_peer(
     *,
@@ -136,8 +152,8 @@ async def run_peer(
 ) -> None:
     "Be a peer until `stop` is set (or it is cancelled, which leaves no time to withdraw)"
     if expert_file: load_expert_file(expert_file)
-    schema = expert_schema(expert_cls, hidden_dim) if experts else None
-    if experts: parse_uids(experts)  # complain before anything is started
+    if experts: check_memory(min(uids := len(parse_uids(experts)), num_experts or uids), expert_cls, hidden_dim, optimizer, device)
+    schema = expert_schema(expert_cls, hidden_dim) if experts else None  # complain before anything is started
     seeds = read_seeds(join)
     host = Host(listen=listen, identity=load_identity(identity) if identity else None, relay=relay)
     answer_dial_back(host)

@@ -12,10 +12,10 @@ from collections import deque
 import numpy as np, trio
 from fastcore.basics import patch
 
+from .errors import LahError
 from .hosting import read_peers
 from .network import CallError
 from .snapshot import Snapshot, check_status
-from .wire import LahError
 
 # %% ../nbs/09e_monitor.ipynb #00000006
 log = logging.getLogger('lah_nb')
@@ -85,7 +85,7 @@ async def _ask(self: Monitor, peer_id: str):
         while time.monotonic() < self._until and (seen := self.seen.get(peer_id)) and seen.listed and self.state(peer_id) != 'gone':
             start = trio.current_time()
             try: meta = check_status((await self.swarm.network.call(peer_id, 'call.status', {}, timeout=STATUS_TIMEOUT))[0])
-            except LahError as error: seen.why = error.why if isinstance(error, CallError) else str(error)
+            except LahError as error: seen.why = error.why if isinstance(error, CallError) else error.text
             else: seen.heard(meta, trio.current_time() - start)
             await trio.sleep(self.every * max(1., len(self.seen) / 250))
     finally: self._asking.discard(peer_id)

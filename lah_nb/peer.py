@@ -22,12 +22,13 @@ from libp2p.security.noise.transport import PROTOCOL_ID as NOISE, Transport as N
 from libp2p.tools.anyio_service import background_trio_service
 from multiaddr import Multiaddr
 
-from .addresses import AddressError, ListenError, check_free, listen_addr, load_identity, own_addrs, split_addr, split_circuit
-from .link import Link, log, quietly
-from .network import PROTOCOLS, CallTimeout, Served, Unreachable, envelope, new_identity, open_answer, peer_id_of, ping_methods
+from .addresses import AddressError, ListenError, check_free, listen_addr, own_addrs, split_addr, split_circuit
+from .errors import LahError
+from .link import Link, Traffic, log, quietly
+from .network import CallTimeout, PROTOCOLS, Served, Unreachable, envelope, load_identity, new_identity, open_answer, peer_id_of, ping_methods
 from .portal import close_portal, open_portal
 from .relay import Relay, accept_circuits, dial_circuit
-from .wire import LahError, pack, unpack
+from .wire import pack, unpack
 
 # %% ../nbs/03a_peer.ipynb #00000006
 CONNECT_TIMEOUT = 5.    # seconds to dial, shake hands and open a stream
@@ -52,7 +53,7 @@ class Host:
     ):
         self.identity, self.relay, self.punch = identity or new_identity(), relay, punch
         self.peer_id, self.listen = peer_id_of(self.identity), [listen_addr(a) for a in listen]
-        self.methods = ping_methods()
+        self.methods, self.traffic = ping_methods(), Traffic()
         self._links, self._opening, self._nursery, self.addrs, self.listening = {}, {}, None, [], []
         self.circuits, self.relays = [], set()  # where others reach this peer through relays; the relays that may open circuits to it
         self._puncher, self._retired, self._through, self._doubted = None, [], {}, {}  # links through a relay that are not needed any more; peer -> {relay: its address}; relay -> when a circuit through it failed
@@ -102,7 +103,7 @@ async def run(self: Host, *, task_status=trio.TASK_STATUS_IGNORED):
         try:
             async with trio.open_nursery() as self._nursery:
                 if self.listen: self.addrs = self.listening = own_addrs(self._host.get_addrs(), self.peer_id)
-                if self.listen and not self.addrs: raise ListenError(f'cannot listen at {", ".join(map(str, self.listen))}')
+                if self.listen and not self.addrs: raise ListenError(f'cannot listen at {", ".join(map(str, self.listen))}: this computer has no address there; is it on a network?')
                 self._nursery.start_soon(self._watch)
                 task_status.started(self)
                 await trio.sleep_forever()
@@ -218,9 +219,13 @@ def _forget_closed(self: Host, target: ID):
     table = self._host.get_network().connections
     if all(connection.is_closed for connection in table.get(target, [])): table.pop(target, None)
 
+# what libp2p says, and what it means to people
+_MEANS = {'fail to open connection': 'nobody can be reached there', 'handshake failed': 'who answers there is not that peer', 'negotiate the secure protocol': 'what answers there is no peer of a swarm',
+          'protocols not supported': 'it speaks another version of lah_nb than this peer'}
+
 def _reason(error: BaseException) -> str:
     while error.__cause__ is not None: error = error.__cause__
-    return f'{type(error).__name__}: {str(error)[:200]}'.rstrip(': ')
+    return next((means for said, means in _MEANS.items() if said in str(error)), f'{type(error).__name__}: {str(error)[:200]}'.rstrip(': '))
 
 @patch
 def _adopt(self: Host, stream, peer_id: str, protocol: str) -> Link:

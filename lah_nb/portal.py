@@ -12,11 +12,12 @@ from collections.abc import Awaitable, Callable
 import trio
 from fastcore.basics import patch
 
-from .wire import LahError
+from .errors import LahError
 
 # %% ../nbs/02_portal.ipynb #00000006
 class PortalClosed(LahError):
     "The trio thread has ended: everything that used it was closed"
+    see = 'closed'
 
 def unwrap(error: BaseException) -> BaseException:
     "The one error inside nested exception groups: who waits for a call cares what failed, not in which nursery"

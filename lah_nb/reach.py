@@ -17,10 +17,11 @@ from libp2p.network.connection.raw_connection import RawConnection
 from libp2p.peer.id import ID
 
 from .addresses import circuit_addrs, split_circuit
+from .errors import LahError
 from .link import log
 from .peer import Host
 from .relay import reserve
-from .wire import LahError, field
+from .wire import field
 
 # %% ../nbs/03c_reach.ipynb #00000006
 DIAL_BACK = 2.  # seconds for a port

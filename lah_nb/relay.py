@@ -22,9 +22,9 @@ from libp2p.relay.circuit_v2.protocol_buffer import StatusCode, to_proto_status
 from libp2p.relay.circuit_v2.utils import read_delimited_msg, write_delimited_msg
 from multiaddr import Multiaddr
 
+from .errors import LahError
 from .link import log, quietly
 from .portal import unwrap
-from .wire import LahError
 
 # %% ../nbs/03b_relay.ipynb #00000005
 RESERVED = 3600.        # seconds a reservation lasts unless renewed; it ends with the connection, too

@@ -17,10 +17,11 @@ from fastcore.basics import patch
 from torch import Tensor
 
 from .dht import DHT
+from .errors import LahError
 from .experts import Schema
 from .gating import indices_of
 from .network import Network
-from .wire import LahError, WireError, field
+from .wire import WireError, field
 
 # %% ../nbs/07a_roster.ipynb #00000006
 def index_entries(
@@ -172,6 +173,7 @@ def living_cells(self: Roster, prefix: str, grid: Sequence[int]) -> Tensor:  # (
 # %% ../nbs/07a_roster.ipynb #0000000d
 class ShapeError(LahError):
     "Experts that do not take or return the rows of a layer"
+    see = 'shape'
 
 @patch
 def route(self: Roster, prefix: str, grid: Sequence[int], row: tuple[int, ...], code: int) -> tuple[str, list[str]]:

@@ -15,8 +15,8 @@ from time import perf_counter
 import torch, trio
 from fastcore.basics import patch
 
+from .errors import LahError
 from .experts import Expert, ExpertError
-from .wire import LahError
 
 # %% ../nbs/06_runtime.ipynb #00000006
 class Overloaded(LahError):

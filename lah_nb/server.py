@@ -6,7 +6,7 @@
 __all__ = ['log', 'MAX_UIDS', 'MAX_ROWS', 'MAX_REMEMBERED', 'check_call', 'Server', 'taken_uids', 'claim']
 
 # %% ../nbs/07_server.ipynb #00000003
-import logging, os, random
+import logging, os, random, tempfile
 from collections import OrderedDict
 from collections.abc import Sequence
 
@@ -15,11 +15,12 @@ from fastcore.basics import patch
 from torch import Tensor
 
 from .dht import DHT
+from .errors import LahError
 from .experts import Expert, ExpertError, Schema, load_expert, parse_uids, save_expert
 from .network import Network, Request
 from .roster import index_entries
 from .runtime import Runtime
-from .wire import LahError, WireError, field
+from .wire import WireError, field
 
 # %% ../nbs/07_server.ipynb #00000006
 log = logging.getLogger('lah_nb')
@@ -93,7 +94,7 @@ class Server:
 MAX_REMEMBERED = 64 << 20  # bytes of answers kept for backwards that are sent again
 
 def _answer(request, results, spent) -> dict:
-    return {'ok': [isinstance(r, Tensor) for r in results], 'spent': spent, 'why': {uid: f'{type(r).__name__}: {r}' for uid, r in zip(request.meta['uids'], results) if not isinstance(r, Tensor)}}
+    return {'ok': [isinstance(r, Tensor) for r in results], 'spent': spent, 'why': {uid: f'{type(r).__name__}: {r.text}' for uid, r in zip(request.meta['uids'], results) if not isinstance(r, Tensor)}}
 
 @patch
 async def _apply(self: Server, key, request):
@@ -113,6 +114,7 @@ async def _apply(self: Server, key, request):
 async def run(self: Server, *, task_status=trio.TASK_STATUS_IGNORED):
     "Serve until cancelled"
     if self.checkpoint_dir:
+        _check_folder(self.checkpoint_dir)
         for expert in self.experts.values(): load_expert(expert, self.checkpoint_dir)
     try:
         async with trio.open_nursery() as nursery:
@@ -139,7 +141,16 @@ async def announce(self: Server):
 def save(self: Server):
     "Write every expert to `checkpoint_dir`, each file whole or not at all"
     if not self.checkpoint_dir: return
-    for expert in self.experts.values(): save_expert(expert, self.checkpoint_dir)
+    try:
+        for expert in self.experts.values(): save_expert(expert, self.checkpoint_dir)
+    except OSError as error: log.error('the experts could not be saved: %s', error)  # a full disk is no reason to leave the swarm
+
+def _check_folder(folder):
+    "A peer that cannot save should say so before it has something to lose"
+    try:
+        os.makedirs(folder, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder): pass
+    except OSError as error: raise LahError(f'experts cannot be saved in {folder} ({error.strerror}); name another folder with --checkpoint-dir', see='checkpoint') from None
 
 @patch
 async def _save_regularly(self: Server):
@@ -191,5 +202,5 @@ async def claim(
         if not lost: break
         kept = index_entries(mine, schema, dht.network.reach)
         await dht.withdraw([slot for slot in index_entries(lost, schema, []) if slot not in kept])
-    if not mine: raise ExpertError(f'all {len(uids)} experts of {pattern} are hosted already; join with another pattern, or host replicas by naming the uids')
+    if not mine: raise ExpertError(f'all {len(uids)} experts of {pattern} are hosted already; join with another pattern, or host replicas by naming the uids', see='all-taken')
     return mine

@@ -15,6 +15,7 @@ from fastcore.basics import patch
 
 from .children import LocalPeer, SwarmError
 from .dht import DHT
+from .errors import LahError
 from .experts import parse_uids
 from .hosting import Grid, read_grids, read_peers, read_seeds
 from .monitor import Monitor
@@ -24,7 +25,6 @@ from .reach import answer_dial_back
 from .roster import Roster
 from .snapshot import Snapshot, check_status
 from .volunteering import Volunteer, volunteer
-from .wire import LahError
 
 # %% ../nbs/10_swarm.ipynb #00000008
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class RemotePeer:
     peer_id: str
     addrs: list[str]
     alive: bool = True
-    def kill(self): raise SwarmError(f'peer {self.peer_id} runs elsewhere: only its owner can end it')
+    def kill(self): raise SwarmError(f'peer {self.peer_id} runs elsewhere: only its owner can end it', see='elsewhere')
     stop = kill
 
 # %% ../nbs/10_swarm.ipynb #0000000a
@@ -100,9 +100,9 @@ def start_peers(self: Swarm,
     timeout: float = 60.,  # seconds until all of them serve
 ) -> list[LocalPeer]:  # all, or none of them if one cannot start
     "Start peers of this swarm as child processes on this computer"
-    if self._closed: raise SwarmError('this swarm is closed')
+    if self._closed: raise SwarmError('this swarm is closed', see='closed')
     uids, seeds = parse_uids(experts), self.addrs
-    if peers < 1 or not num_experts and peers > len(uids): raise SwarmError(f'{len(uids)} experts cannot be spread over {peers} peers')
+    if peers < 1 or not num_experts and peers > len(uids): raise SwarmError(f'{len(uids)} experts cannot be spread over {peers} peers', see='uids')
     options = [word for addr in seeds[:3] for word in ('--join', addr)] + ['--expert-cls', expert_cls, '--hidden-dim', str(hidden_dim), '--optimizer', optimizer, '--lr', str(lr), '--device', device]
     options += [word for flag, value in (('--checkpoint-dir', checkpoint_dir), ('--expert-file', expert_file)) if value for word in (flag, value)]
     shares = [['--experts', experts, '--num-experts', str(num_experts)] if num_experts else ['--experts', ','.join(uids[i::peers])] for i in range(peers)]
@@ -175,7 +175,7 @@ async def _status(self: Swarm, timeout: float):
         try:
             self.network.learn(peer_id, addrs)
             meta = check_status((await self.network.call(peer_id, 'call.status', {}, timeout=timeout))[0])
-        except LahError as error: meta = {'why': str(error)}
+        except LahError as error: meta = {'why': error.text}
         found.append((peer_id, addrs, meta, trio.current_time() - start))
     async with trio.open_nursery() as nursery:
         for peer_id, about in peers.items(): nursery.start_soon(ask, peer_id, about['addrs'])
@@ -184,7 +184,7 @@ async def _status(self: Swarm, timeout: float):
 @patch
 def snapshot(self: Swarm, *, timeout: float = 1.5) -> Snapshot:
     "The swarm's state at this moment, for people"
-    if self._closed: raise SwarmError('this swarm is closed')
+    if self._closed: raise SwarmError('this swarm is closed', see='closed')
     return Snapshot.of(self.portal.run(self._status, timeout), own_id=self.network.peer_id, known=self.dht.peers, benched=list(self.roster.benched))
 
 @patch
@@ -197,7 +197,7 @@ def grids(self: Swarm) -> dict[str, Grid]:
 def view(self: Swarm):  # a `SwarmView`
     "The live picture of this swarm: peers, links, experts and their load"
     from lah_nb.swarm_view import SwarmView
-    if self._closed: raise SwarmError('this swarm is closed')
+    if self._closed: raise SwarmError('this swarm is closed', see='closed')
     if self._view is None:
         self.monitor.wait(lambda told: all(peer['state'] != 'silent' for peer in told['peers']) and len(told['peers']) >= len(self.local_peers), timeout=2.)
         self._view = SwarmView(self.monitor.read)

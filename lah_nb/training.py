@@ -20,9 +20,9 @@ from safetensors.torch import save_file
 from torch import nn
 from tqdm.auto import tqdm
 
+from .errors import LahError
 from .flight import in_flight
 from .trace import recording, span
-from .wire import LahError
 
 # %% ../nbs/14_training.ipynb #00000006
 class TrainingError(LahError):
@@ -91,6 +91,7 @@ class Trainer:
         seed: int = 0,  # of the order of the batches
         progress: bool = True,  # show a bar
     ):
+        if batch_size < 1 or in_flight < 1: raise TrainingError(f'a trainer has batches of 1 row or more, and 1 or more of them in flight; not {batch_size} and {in_flight}', see='options')
         self.model, self.optimizer = model, optimizer or adamw(model.parameters(), lr)
         self.batch_size, self.in_flight, self.clip, self.schedule, self.retries, self.drain = batch_size, in_flight, clip, schedule, retries, drain
         self.seed, self.progress = seed, progress
@@ -153,7 +154,7 @@ def _train_batch(self: Trainer, data, i: int, slot: int, over: threading.Event):
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.clip)
         if not math.isfinite(value) or not norm.isfinite():
             self.optimizer.zero_grad()
-            raise TrainingError(f'batch {i} has loss {value} and a gradient of norm {norm.item()}: refused, the weights are as before')
+            raise TrainingError(f'batch {i} has loss {value} and a gradient of norm {norm.item()}: refused, the weights are as before', see='not-finite')
         for group in self.optimizer.param_groups: group['lr'] = group['initial_lr'] * self.schedule(self._done())
         with span('optimizer'): self.optimizer.step(), self.optimizer.zero_grad()
         _copy(replica, self.model, parameters=False)
@@ -245,7 +246,7 @@ def fit(self: Trainer,
     on_step: Callable[[dict], None] | None = None,  # gets the row of each step
 ) -> pd.DataFrame:  # the whole history
     "Train; interrupt at will, and call it again to go on"
-    if not self._busy.acquire(blocking=False): raise TrainingError('this trainer is training already, in the background: pause() or stop() it')
+    if not self._busy.acquire(blocking=False): raise TrainingError('this trainer is training already, in the background: pause() or stop() it', see='training-already')
     try:
         if threading.current_thread() is not self._thread: self._go.set()  # a pause that outlived its fit
         if epochs or not (steps or seconds or self._plan): steps = math.ceil((epochs or 1) * data.batches_per_epoch(self.batch_size))
@@ -272,18 +273,18 @@ def _follow(self: Trainer, data, eval_every, show):
     while not self._over():
         self._wait_while_paused()
         until = min((n for n in (self._plan['last'], eval_every and self.step - self.step % eval_every + eval_every) if n), default=None)
-        before = self.step
+        before, due = self.step, until if eval_every and until and until % eval_every == 0 else None
         with closing(self._fly(data, until)) as batches:
-            for _ in batches: show()
-        if eval_every and before < self.step == until and until % eval_every == 0: self._rows[-1].update({f'test_{k}': v for k, v in self.evaluate(data, progress=False).items()})
+            for _ in batches: show(due)
+        if before < self.step == due: self._rows[-1].update({f'test_{k}': v for k, v in self.evaluate(data, progress=False).items()})
         show()
 
 @patch
 def _shower(self: Trainer, bar, on_step):
     shown = len(self._rows)
-    def show():
+    def show(due=None):  # the row that waits for its evaluation
         nonlocal shown
-        while shown < len(self._rows):
+        while shown < len(self._rows) and self._rows[shown]['step'] != due:
             row, shown = self._rows[shown], shown + 1
             bar.update()
             bar.set_postfix({k: f'{row[k]:.3g}' for k in ('loss', 'test_accuracy', 'test_perplexity') if k in row}, refresh=False)
@@ -332,7 +333,7 @@ def evaluate(self: Trainer,
 @patch
 def start(self: Trainer, data, **options) -> Trainer:
     "`fit` in the background; `options` are those of `fit`"
-    if self.state != 'idle': raise TrainingError('this trainer is training already: pause() or stop() it')
+    if self.state != 'idle': raise TrainingError('this trainer is training already: pause() or stop() it', see='training-already')
     def run():
         try: self.fit(data, **options)
         except BaseException as error:
@@ -427,10 +428,10 @@ def load(self: Trainer,
     try:
         with safe_open(path, 'pt') as f:
             meta, tensors = json.loads((f.metadata() or {})['lah_nb.trainer']), {name: f.get_tensor(name) for name in f.keys()}
-    except (SafetensorError, OSError, KeyError, ValueError) as e: raise TrainingError(f'{path} is not a checkpoint of a trainer: {e}') from e
+    except (SafetensorError, OSError, KeyError, ValueError) as e: raise TrainingError(f'{path} is not a checkpoint of a trainer: {e}', see='checkpoint') from e
     shapes = lambda ts: {name: tuple(t.shape) for name, t in ts.items() if name.startswith('model.')}
     if differ := shapes(tensors).items() ^ shapes(self._tensors()).items():
-        raise TrainingError(f'{path} is of another model: the shapes of {", ".join(sorted({name[6:] for name, _ in differ})[:4])} differ')
+        raise TrainingError(f'{path} is of another model: the shapes of {", ".join(sorted({name[6:] for name, _ in differ})[:4])} differ', see='checkpoint')
     state = {}
     for name, t in tensors.items():
         if name.startswith('optimizer.'): state.setdefault(int(name.split('.')[1]), {})[name.split('.', 2)[2]] = t

@@ -60,7 +60,7 @@ class Volunteer:
 
 @patch
 def _say(self: Volunteer, command: str, state: str, timeout: float):
-    if not self.alive: raise SwarmError(f'this volunteer has left; it said:\n{self.log()}')
+    if not self.alive: raise SwarmError(f'this volunteer has left; it said:\n{self.log()}', see='start')
     self.peer.say(command)
     deadline = time.monotonic() + timeout
     while (self.status()['state'] == 'paused') != (state == 'paused') and self.alive and time.monotonic() < deadline: time.sleep(0.05)

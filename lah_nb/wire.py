@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['DTYPES', 'DTYPE_NAMES', 'CODECS', 'BLOCK', 'MAX_TENSORS', 'MAX_DIMS', 'MAX_HEADER', 'MAX_BODY', 'REQUEST', 'RESPONSE',
-           'DATA', 'CANCEL', 'CHUNK', 'LahError', 'WireError', 'Spec', 'encode', 'decode', 'Header', 'pack',
-           'read_header', 'unpack', 'field', 'chunks', 'Assembler']
+           'DATA', 'CANCEL', 'CHUNK', 'WireError', 'Spec', 'encode', 'decode', 'Header', 'pack', 'read_header',
+           'unpack', 'field', 'chunks', 'Assembler']
 
 # %% ../nbs/00_wire.ipynb #00000003
 import math, struct
@@ -16,10 +16,9 @@ import msgpack
 import torch
 from fastcore.basics import patch
 
-# %% ../nbs/00_wire.ipynb #00000006
-class LahError(Exception):
-    "Anything that goes wrong in the swarm: a peer, an expert, a record, a call"
+from .errors import LahError
 
+# %% ../nbs/00_wire.ipynb #00000006
 class WireError(LahError):
     "Bytes that are malformed, truncated, oversized, or that lie about themselves"
 
@@ -80,8 +79,8 @@ def encode(
     codec: str = 'none',  # one of `CODECS`; tensors that are not floating-point are always sent exactly
 ) -> tuple[Spec, memoryview]:
     "The description and the bytes of `t`; with codec `none` the bytes are not copied"
-    if codec not in CODECS: raise WireError(f'unknown codec {codec!r}; choose one of {", ".join(CODECS)}')
-    if t.dtype not in DTYPE_NAMES: raise WireError(f'{t.dtype} does not travel; convert to one of {", ".join(DTYPES)}')
+    if codec not in CODECS: raise WireError(f'unknown codec {codec!r}; choose one of {", ".join(CODECS)}', see='options')
+    if t.dtype not in DTYPE_NAMES: raise WireError(f'{t.dtype} does not travel; convert to one of {", ".join(DTYPES)}', see='shape')
     spec = Spec(DTYPE_NAMES[t.dtype], tuple(t.shape), codec if t.dtype.is_floating_point else 'none')
     if spec.codec == 'float16': return spec, _raw(t if t.dtype == torch.float16 else t.detach().clamp(-65504, 65504).half())
     if spec.codec == 'bfloat16': return spec, _raw(t.detach().bfloat16())
@@ -124,7 +123,7 @@ def pack(
     header = msgpack.packb([meta, [spec.to_list() for spec in specs]])
     body_bytes = sum(len(body) for body in bodies)
     if len(header) > MAX_HEADER or body_bytes > MAX_BODY or len(specs) > MAX_TENSORS:
-        raise WireError(f'message too large: header {len(header)}, body {body_bytes} bytes in {len(specs)} tensors (limits {MAX_HEADER}, {MAX_BODY}, {MAX_TENSORS}); send fewer rows at a time')
+        raise WireError(f'message too large: header {len(header)}, body {body_bytes} bytes in {len(specs)} tensors (limits {MAX_HEADER}, {MAX_BODY}, {MAX_TENSORS}); send fewer rows at a time', see='too-large')
     return [struct.pack('!IQ', len(header), body_bytes) + header, *bodies]
 
 # %% ../nbs/00_wire.ipynb #00000012

@@ -1,7 +1,9 @@
 "The command as a user runs it: processes, signals, exit codes, JSON."
-import json, signal, subprocess, sys, time
+import json, shutil, signal, socket, subprocess, sys, time, urllib.request
+from datetime import datetime, timedelta
 
 import psutil, pytest
+from prometheus_client.parser import text_string_to_metric_families
 
 LAH = [sys.executable, '-c', 'import sys; from lah_nb.cli import main; sys.exit(main())']
 
@@ -41,7 +43,7 @@ def test_help(command):
 
 @pytest.mark.parametrize('args, words', [
     (['status', '--join', 'localhost:4001'], 'not a multiaddr'), (['peer', '--experts', 'ffn.[3:1]'], 'holds no expert'), (['peer', '--experts', 'ffn.0', '--expert-cls', 'nonesuch'], 'nonesuch'),
-    (['peer', '--listen', 'nowhere'], 'not an address to listen at'), (['peer', '--experts', 'ffn.0', '--expert-file', 'missing.py'], 'no file')])
+    (['peer', '--listen', 'nowhere'], 'not an address to listen at'), (['peer', '--experts', 'ffn.0', '--expert-file', 'missing.py'], 'no Python file')])
 def test_wrong_use_is_one_paragraph(args, words):
     result = run(*args)
     assert result.returncode == 1 and result.stderr.startswith('lah-nb: ') and words in result.stderr and 'Traceback' not in result.stderr and result.stderr.count('\n') == 1
@@ -91,6 +93,79 @@ def test_a_server_with_64_experts_is_one_process_under_450_mib(peer):
     process, _ = peer('--experts', 'ffn.[0:8].[0:8]', '--hidden-dim', '64')
     handle = psutil.Process(process.pid)
     assert handle.children(recursive=True) == [] and handle.memory_info().rss < 450 << 20
+
+
+def test_version_and_completion():
+    assert run('--version').stdout.startswith('lah-nb ')
+    for shell in ('bash', 'zsh', 'fish'):
+        script = run('--completion', shell)
+        assert script.returncode == 0 and 'lah-nb' in script.stdout and '--checkpoint-dir' in script.stdout or 'checkpoint-dir' in script.stdout
+
+
+@pytest.mark.skipif(not shutil.which('bash'), reason='needs bash')
+def test_bash_completes(tmp_path):
+    (tmp_path / 'lah-nb.bash').write_text(run('--completion', 'bash').stdout)
+    ask = 'source {}; COMP_WORDS=({}); COMP_CWORD={}; COMPREPLY=(); $(complete -p lah-nb | sed "s/.*-F \\([^ ]*\\).*/\\1/"); printf "%s\\n" "${{COMPREPLY[@]}}"'
+    complete = lambda *words: subprocess.run(['bash', '-c', ask.format(tmp_path / 'lah-nb.bash', ' '.join(words), len(words) - 1)], capture_output=True, text=True, timeout=30).stdout.split()
+    assert complete('lah-nb', 'st') == ['status'] and complete('lah-nb', 'peer', '--metr') == ['--metrics'] and complete('lah-nb', 'train', 'wiki') == ['wikitext2']
+
+
+@pytest.mark.slow
+def test_numbers_for_prometheus_and_lines_of_json(peer, tmp_path):
+    process, addr = peer('--experts', 'ffn.[0:2].[0:2]', '--hidden-dim', '16', '--metrics', '0', '--log-json')
+    lines, until_url = [], None
+    while until_url is None:
+        lines.append(json.loads(process.stderr.readline()))
+        until_url = lines[-1].get('url')
+    def scrape(url):
+        with urllib.request.urlopen(url, timeout=10) as answer: return {sample.name + ''.join(sorted(sample.labels.values())): sample.value for family in text_string_to_metric_families(answer.read().decode()) for sample in family.samples}
+    before = scrape(until_url)
+    assert before['lah_experts'] == 4 and before['lah_rows_totalforward'] == 0
+    trainer = subprocess.Popen([*LAH, 'train', 'digits', '--join', addr, '--k', '2', '--steps', '200', '--log-json', '--json', '--metrics', '127.0.0.1:0', '--tensorboard', str(tmp_path / 'runs')], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        told, seen = [json.loads(trainer.stderr.readline())], {}
+        while trainer.poll() is None and not seen.get('lah_train_steps_total'): seen = scrape(told[0]['url'])
+        out, err = trainer.communicate(timeout=100)
+    finally:
+        trainer.kill(), trainer.wait(), trainer.stdout.close(), trainer.stderr.close()
+    assert trainer.returncode == 0, err
+    assert seen['lah_train_steps_total'] > 0 and seen['lah_train_batches_in_flight'] >= 0
+    told += map(json.loads, err.splitlines())
+    assert all({'time', 'level', 'logger', 'message'} <= line.keys() for line in told) and all(datetime.fromisoformat(line['time']).utcoffset() == timedelta(0) for line in told)
+    assert any(line.get('step') and line['loss'] > 0 for line in told) and any('result' in line for line in told)
+    after = scrape(until_url)
+    assert after['lah_rows_totalforward'] > 0 and after['lah_updates_total'] > 0 and after['lah_bytes_totalreceived'] > before['lah_bytes_totalreceived'] and after['lah_requests_totalcall.forward'] > 0
+    assert after['lah_uptime_seconds'] > before['lah_uptime_seconds']
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(20) == 0
+    lines += map(json.loads, process.stderr.read().splitlines())
+    assert 'ready' in [line['message'] for line in lines]
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    written = EventAccumulator(str(tmp_path / 'runs')).Reload()
+    result = json.loads(out.splitlines()[-1])
+    assert len(written.Scalars('loss')) == 200 and written.Scalars('test/accuracy')[-1].step == 200 and abs(written.Scalars('test/accuracy')[-1].value - result['test_accuracy']) < 1e-3
+
+
+def test_no_metrics_where_another_program_listens():
+    with socket.socket() as s:
+        s.bind(('127.0.0.1', 0)), s.listen()
+        result = run('peer', '--metrics', str(s.getsockname()[1]))
+    assert result.returncode == 1 and result.stderr.startswith('lah-nb: no metrics at') and result.stderr.count('\n') == 1 and '#listen' in result.stderr
+
+
+def test_tensorboard_that_is_missing_is_named_with_the_way_to_get_it():
+    code = "import sys; sys.modules['tensorboard'] = None\nfrom lah_nb.cli import main; sys.exit(main(['train', 'digits', '--join', '/ip4/127.0.0.1/tcp/1/p2p/12D3KooWBHvsSSKHeragACma3HUodK5FcPUpXccxFNYVsyD6fSCg', '--tensorboard', 'runs']))"
+    result = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, timeout=100)
+    assert result.returncode == 1 and result.stderr.startswith('lah-nb: TensorBoard is not installed: pip install') and '#tensorboard' in result.stderr and result.stderr.count('\n') == 1
+
+
+@pytest.mark.slow
+def test_a_doctor_who_finds_something_bad_says_so_with_the_exit_code(peer):
+    process, addr = peer()
+    process.kill()
+    process.wait()
+    result = run('doctor', '--join', addr, '--json')
+    assert result.returncode == 1 and json.loads(result.stdout.splitlines()[-1])['checks'][-1]['state'] == 'bad'
 
 
 @pytest.mark.slow

@@ -8,7 +8,7 @@ from hypothesis import given, settings, strategies as st
 
 from lah_nb import data
 from lah_nb.data import DataError, TextData, find_file, load_digits, load_mnist, load_text, load_wikitext2, read_idx, text_data
-from lah_nb.wire import LahError
+from lah_nb.errors import LahError
 
 
 @pytest.fixture

@@ -8,7 +8,8 @@ from lah_nb.dht import DHT, NoPeers
 from lah_nb.records import Record
 from lah_nb.network import MemoryHub, new_identity, peer_id_of
 from lah_nb.swarm import Swarm
-from lah_nb.wire import LahError, pack
+from lah_nb.errors import LahError
+from lah_nb.wire import pack
 
 
 def simulate(afn): return trio.run(afn, clock=trio.testing.MockClock(autojump_threshold=0))
@@ -161,7 +162,7 @@ def test_a_peer_that_answers_nonsense_does_not_end_the_one_that_stores():
 
 
 def test_joining_nobody_says_so():
-    with pytest.raises(NoPeers, match='is that peer running'): Swarm.join(f'/ip4/127.0.0.1/tcp/9/p2p/{peer_id_of(new_identity())}', timeout=3)
+    with pytest.raises(NoPeers, match='Is that peer running'): Swarm.join(f'/ip4/127.0.0.1/tcp/9/p2p/{peer_id_of(new_identity())}', timeout=3)
 
 
 def wait_until(complete, seconds=40):

@@ -9,7 +9,7 @@ from lah_nb.dmoe import DMoE, TooFewExperts
 from lah_nb.experts import Expert, load_expert
 from lah_nb.swarm import Swarm
 from lah_nb.trace import recording
-from lah_nb.wire import LahError
+from lah_nb.errors import LahError
 
 
 class OneProcess(nn.Module):

@@ -13,7 +13,8 @@ from lah_nb.network import CallTimeout, Refused, Unreachable, new_identity, peer
 from lah_nb.peer import AddressError, Peer, _protocol_id, split_addr
 from lah_nb.link import tuned
 from lah_nb.relay import reserve
-from lah_nb.wire import REQUEST, LahError, chunks, pack
+from lah_nb.errors import LahError
+from lah_nb.wire import REQUEST, chunks, pack
 
 ECHO = '''
 import sys, time, trio
@@ -274,9 +275,9 @@ def test_a_port_in_use_is_said_so():
     with socket.socket() as s:
         s.bind(('127.0.0.1', 0))
         s.listen()
-        with pytest.raises(LahError, match='is another program using'): Peer(listen=[f'/ip4/127.0.0.1/tcp/{s.getsockname()[1]}'])
+        with pytest.raises(LahError, match='another program has that port'): Peer(listen=[f'/ip4/127.0.0.1/tcp/{s.getsockname()[1]}'])
     with Peer() as a:  # libp2p would share the port between the two
-        with pytest.raises(LahError, match='is another program using'): Peer(listen=['/'.join(a.addrs[0].split('/')[:5])])
+        with pytest.raises(LahError, match='another program has that port'): Peer(listen=['/'.join(a.addrs[0].split('/')[:5])])
 
 
 def test_a_relay_carries_calls_between_peers_that_cannot_dial_each_other():

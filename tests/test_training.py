@@ -8,7 +8,7 @@ from torch import nn
 from lah_nb.data import ImageData
 from lah_nb.models import CausalTransformer, Classifier, dense_ffn
 from lah_nb.training import Trainer, TrainingError, constant, cosine, in_flight
-from lah_nb.wire import LahError
+from lah_nb.errors import LahError
 
 torch.set_num_threads(1)
 OURS = 'lah-batch'

@@ -9,7 +9,8 @@ from lah_nb.dmoe import DMoE
 from lah_nb.experts import Expert
 from lah_nb.hosting import fetch_state
 from lah_nb.network import peer_id_of
-from lah_nb.peer import AddressError, Peer, load_identity
+from lah_nb.network import load_identity
+from lah_nb.peer import AddressError, Peer
 from lah_nb.swarm import Swarm, volunteer
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]

@@ -10,11 +10,13 @@ release = version
 
 extensions = ['myst_nb', 'sphinx_copybutton']
 html_theme, html_title, html_static_path = 'furo', f'{project} {version}', ['_static']
-html_css_files, html_js_files = ['site.css'], [('plotly.min.js', {'defer': None})]
-html_theme_options = {'source_repository': _cfg['git_url'], 'source_branch': _cfg['branch'], 'footer_icons': []}
+html_css_files = ['site.css']
+html_theme_options = {'top_of_page_buttons': [], 'footer_icons': []}
 html_show_sphinx = False
 nb_execution_mode, nb_ipywidgets_js, nb_merge_streams = 'off', {}, True
-myst_enable_extensions, myst_heading_anchors = ['colon_fence', 'dollarmath', 'deflist'], 3
+myst_enable_extensions, myst_heading_anchors = ['colon_fence', 'deflist'], 3
 copybutton_exclude = '.linenos, .gp, .go'
-exclude_patterns = ['_build']
+exclude_patterns = ['_build', '.doctrees']
+linkcheck_ignore = [r'https://github\.com/lah-nb/lah_nb/.*#L\d+', r'http://(127\.0\.0\.1|localhost).*']  # lines of a file are shown by a script; addresses of the reader's own computer
+linkcheck_timeout, linkcheck_retries = 20, 2
 suppress_warnings = ['misc.highlighting_failure', 'myst.header']  # cells with lines for the shell; an entry before the first section

@@ -100,7 +100,7 @@ def beam_figure(
         fig.add_scatter(x=[x for x, _ in ends], y=[y for _, y in ends], mode='lines', line=dict(color=color, width=2 if fate == 'kept' else 0.8, dash=dash), opacity=1 if fate == 'kept' else 0.4, hoverinfo='skip', showlegend=False)
         fig.add_scatter(x=[n for n, _ in of], y=[c['score'] for _, c in of], mode='markers', marker=dict(color=color, symbol=symbol, size=size, line=dict(width=1.5, color=color)), name=f'{name} ({total:,})',
                         hovertext=[f'{html.escape(c["prefix"])}: {c["score"]:.3f}, {name}' for _, c in of], hoverinfo='text')
-    weights = {e['uid']: f' · {e["weight"]:.0%} of the mixture' for e in path['experts']}
+    weights = {e['uid']: f' · weight {e["weight"]:.0%}' for e in path['experts']}
     for n, level in enumerate(levels, 1):
         kept = [c for c in level if c['fate'] == 'kept']
         fig.add_scatter(x=[n + 0.04] * len(kept), y=_apart([c['score'] for c in kept], gap), mode='text', text=[html.escape(c['prefix']) + weights.get(c['prefix'], '') for c in kept], textposition='middle right', textfont=dict(color=INK), hoverinfo='skip', showlegend=False)

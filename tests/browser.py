@@ -55,7 +55,7 @@ def served(command, timeout=90, **env):
 
 
 @contextlib.contextmanager
-def jupyterlab(folder, theme=None, timeout=90):
+def jupyterlab(folder, theme=None, timeout=90, **env):
     "A server of the notebooks in `folder`; yields its address"
     with tempfile.TemporaryDirectory(prefix='lab-') as tmp:
         def setting(plugin, **values):
@@ -65,7 +65,7 @@ def jupyterlab(folder, theme=None, timeout=90):
         setting('@jupyterlab/notebook-extension:tracker', windowingMode='none')
         setting('@jupyterlab/apputils-extension:notification', fetchNews='false', checkForUpdates=False, doNotDisturbMode=True)
         if theme: setting('@jupyterlab/apputils-extension:themes', theme=theme)
-        env = {'JUPYTERLAB_SETTINGS_DIR': f'{tmp}/settings', 'JUPYTERLAB_WORKSPACES_DIR': f'{tmp}/ws'}
+        env |= {'JUPYTERLAB_SETTINGS_DIR': f'{tmp}/settings', 'JUPYTERLAB_WORKSPACES_DIR': f'{tmp}/ws'}
         command = ['jupyterlab', '--ServerApp.port_retries=0', '--IdentityProvider.token=', '--ServerApp.disable_check_xsrf=True', f'--ServerApp.root_dir={os.path.abspath(folder)}', '--LabApp.expose_app_in_browser=True',
                    '--LabApp.news_url=', '--LabApp.extension_manager=readonly', '--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate', '--ServerApp.terminals_enabled=False', '--LanguageServerManager.autodetect=False']
         with served(command, timeout, **env) as url: yield url

@@ -28,7 +28,8 @@ class LocalPeer:
         env = {**os.environ, 'PYTHONUNBUFFERED': '1', **dict.fromkeys(('OMP_NUM_THREADS', 'MKL_NUM_THREADS', 'OPENBLAS_NUM_THREADS'), str(threads))}
         self.peer_id, self.addrs, self.lines, self.status, self._ready = None, [], deque(maxlen=200), {}, threading.Event()
         self.process = subprocess.Popen([sys.executable, '-c', 'import sys; from lah_nb.cli import main; sys.exit(main())', 'peer', '--owned', *options], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-                                        env=env, text=True, errors='replace', start_new_session=os.name == 'posix')
+                                        env=env, text=True, errors='replace', start_new_session=os.name == 'posix',  # an interrupt of the cell is not theirs
+                                        creationflags=getattr(subprocess, 'CREATE_NEW_PROCESS_GROUP', 0))
         self._reader = threading.Thread(target=_read_lines, args=(self.process.stdout, weakref.ref(self), self._ready), name=f'lah-peer-{self.process.pid}', daemon=True)
         self._reader.start()
 

@@ -39,7 +39,7 @@ _UID = re.compile(rf'{_PART}(?:\.(?:{_PART}|{_NUMBER}))*\.{_NUMBER}')
 
 def split_uid(
     uid: str,
-    dims: int = None,  # dimensions of the grid; by default all numbers at the end
+    dims: int | None = None,  # dimensions of the grid; by default all numbers at the end
 ) -> tuple[str, tuple[int, ...]]:
     "The prefix and the place on the grid: `ffn.3.11` is `('ffn', (3, 11))`"
     if not isinstance(uid, str) or len(uid) > 128 or not _UID.fullmatch(uid): raise ExpertError(f'{str(uid)[:140]!r} is not a uid; write it like "ffn.3.11"', see='uids')
@@ -106,7 +106,7 @@ EXPERTS: dict[str, ExpertClass] = {}
 
 def register_expert(
     name: str,  # what peers and trainers call it
-    example: Callable = None,  # `hidden_dim` -> one small batch; by default the class's own `example`
+    example: Callable | None = None,  # `hidden_dim` -> one small batch; by default the class's own `example`
     *, any_length: bool = False,  # the dimension after the batch is a length that may change from call to call
 ) -> Callable:
     "Decorator that makes a module class, called with `hidden_dim`, known as `name`"
@@ -240,7 +240,7 @@ class Expert:
         lr: float = 1e-3,
         clip: float = 1.0,  # the gradient's largest norm; `None` leaves it as it is
         device: str = 'cpu',
-        seed: int = None,  # of the first weights; by default the uid decides
+        seed: int | None = None,  # of the first weights; by default the uid decides
     ):
         split_uid(uid)
         if optimizer not in OPTIMIZERS: raise ExpertError(f'no optimizer {optimizer!r}; choose one of {", ".join(OPTIMIZERS)}', see='options')
@@ -262,7 +262,7 @@ class Expert:
 def check(
     self: Expert,
     x: torch.Tensor,  # `(rows, ...)`
-    grad: torch.Tensor = None,  # of the output, for a backward
+    grad: torch.Tensor | None = None,  # of the output, for a backward
 ):
     "Raise `ExpertError` unless `x` is a batch for this expert, and `grad` a gradient of its output"
     want = self.schema

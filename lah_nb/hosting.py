@@ -152,7 +152,7 @@ async def run_peer(
 ) -> None:
     "Be a peer until `stop` is set (or it is cancelled, which leaves no time to withdraw)"
     if expert_file: load_expert_file(expert_file)
-    if experts: check_memory(min(uids := len(parse_uids(experts)), num_experts or uids), expert_cls, hidden_dim, optimizer, device)
+    if experts: check_memory(min(most := len(parse_uids(experts)), num_experts or most), expert_cls, hidden_dim, optimizer, device)
     schema = expert_schema(expert_cls, hidden_dim) if experts else None  # complain before anything is started
     seeds = read_seeds(join)
     host = Host(listen=listen, identity=load_identity(identity) if identity else None, relay=relay)

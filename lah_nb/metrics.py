@@ -38,7 +38,7 @@ class Metrics:
         self._server.shutdown(), self._server.server_close(), self._thread.join(2.)
 
     def __repr__(self): return f'Metrics({self.url})'
-    def __enter__(self): return self
+    def __enter__(self) -> 'Metrics': return self
     def __exit__(self, *exc): self.close()
 
 def in_trio(read: Callable[[], Iterable[Metric]]) -> Callable[[], Iterable[Metric]]:

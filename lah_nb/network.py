@@ -103,8 +103,10 @@ class Network(Protocol):
     "One peer's view of the network"
     peer_id: str
     addrs: list[str]  # where others can dial this peer; empty if nobody can
-    reach: list[str]  # the same, or if it is empty, where others reach it through relays
 
+    @property
+    def reach(self) -> list[str]:
+        "The same, or if it is empty, where others reach it through relays"
     async def call(self, peer_id: str, method: str, meta: dict, tensors: Sequence[Tensor] = (), *, timeout: float, codec: str = 'none', check: Check | None = None) -> Answer:
         "Ask `peer_id`; `check` sees the answer's meta and specs before its tensors take memory. Raises `CallError` within `timeout` seconds"
     def serve(self, method: str, handler: Handler, check: Check | None = None) -> None:

@@ -348,7 +348,7 @@ class Peer:
         self.portal.run(stop_owned, self._scope, self._ended)
         close_portal(self.portal)
 
-    def __enter__(self): return self
+    def __enter__(self) -> 'Peer': return self
     def __exit__(self, *exc): self.close()
 
 # %% ../nbs/03a_peer.ipynb #00000011

@@ -109,7 +109,7 @@ class Runtime:
         experts: dict[str, Expert],  # uid -> expert; may grow and shrink while running
         *, max_batch_size: int = 2048,  # rows of one expert in one batch
         max_queued_rows: int = 65_536,  # beyond this `submit` raises `Overloaded`
-        execute: Callable = None,  # async, `await execute(fn)` gives `fn()`; by default a thread of its own
+        execute: Callable | None = None,  # async, `await execute(fn)` gives `fn()`; by default a thread of its own
         trip: tuple[int, float] = (32, 0.005),  # batches, and seconds of work, after which results go back
     ):
         self.experts, self.max_batch_size, self.max_queued_rows, self.execute, self.trip = experts, max_batch_size, max_queued_rows, execute, trip

@@ -37,7 +37,7 @@ class RemotePeer:
     stop = kill
 
 # %% ../nbs/10_swarm.ipynb #0000000a
-_swarms = weakref.WeakSet()
+_swarms: weakref.WeakSet = weakref.WeakSet()
 
 class Swarm:
     "A trainer's view of a swarm; made by `Swarm.local` or `Swarm.join`; a context manager"
@@ -70,7 +70,7 @@ class Swarm:
             task_status.started(self)
 
     def __deepcopy__(self, memo): return self  # copies of a model share the swarm
-    def __enter__(self): return self
+    def __enter__(self) -> 'Swarm': return self
     def __exit__(self, *exc): self.close()
 
     @classmethod

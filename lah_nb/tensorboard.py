@@ -27,5 +27,5 @@ class TensorBoard:
             if name not in ('step', 'batch') and isinstance(value, Real) and math.isfinite(value): self._writer.add_scalar(name.replace('test_', 'test/'), value, row['step'])
 
     def close(self): self._writer.close()
-    def __enter__(self): return self
+    def __enter__(self) -> 'TensorBoard': return self
     def __exit__(self, *exc): self.close()

@@ -66,6 +66,8 @@ class TrainingView(Shown, W.VBox):
         super().__init__([W.HBox([*buttons, self.lr, self.in_flight], layout={'flex_flow': 'row wrap'}), self.status])
         self.tick()
 
+    def _test_title(self) -> str: return f'Test {self.score_name}' + ('' if self.score.x else ' (eval_every: none yet)')
+
     def _begin(self): self.trainer.start(self.data, **self.fit_options)
 
     def _try(self, act: Callable):
@@ -117,7 +119,7 @@ def tick(self: TrainingView):
 def _draw(self: TrainingView, fig: go.Figure):
     with fig.batch_update():
         for trace, curve in zip(fig.data, (self.loss, self.score, self.speed)): trace.x, trace.y = list(curve.x), list(curve.y)
-        fig.layout.annotations[1].text = f'Test {self.score_name}'
+        fig.layout.annotations[1].text = self._test_title()
 
 @patch
 def _controls(self: TrainingView):
@@ -136,7 +138,7 @@ def svg(self: TrainingView) -> str:
 @patch
 def figure(self: TrainingView) -> go.Figure:
     "The curves of this moment, as a plotly figure"
-    fig = _axes(['Training loss', f'Test {self.score_name}', f'Speed ({"tokens" if self.score_name == "perplexity" else "samples"} per second)'])
+    fig = _axes(['Training loss', self._test_title(), f'Speed ({"tokens" if self.score_name == "perplexity" else "samples"} per second)'])
     for i, (c, color) in enumerate(((self.loss, BLUE), (self.score, GREEN), (self.speed, ORANGE)), 1): fig.add_scatter(x=c.x, y=c.y, mode='lines+markers' if i == 2 else 'lines', line=dict(color=color, width=2), row=1, col=i)
     return fig.update_xaxes(title='step')
 

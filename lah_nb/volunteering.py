@@ -55,7 +55,7 @@ class Volunteer:
         if self.alive: self.peer.stop()
         if self.view: self.view.stop()
 
-    def __enter__(self): return self
+    def __enter__(self) -> 'Volunteer': return self
     def __exit__(self, *exc): self.stop()
 
 @patch

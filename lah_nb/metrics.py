@@ -77,6 +77,7 @@ def trainer_metrics(
 ) -> list[Metric]:
     "How a training run goes"
     last = next(iter(trainer.rows(-1)), {})
-    return [*_numbers(CounterMetricFamily, train_steps=('Steps', trainer.step), train_samples=('Samples, or tokens, trained on', trainer.samples), train_failed_calls=('Calls to peers that failed', last.get('failed_calls', 0))),
+    return [*_numbers(CounterMetricFamily, train_steps=('Steps', trainer.step), train_samples=('Samples, or tokens, trained on', trainer.samples), train_failed_calls=('Calls to peers that failed', last.get('failed_calls', 0)),
+                       train_hedged_calls=('Calls made again elsewhere because one was late or lost', last.get('hedged_calls', 0))),
             *_numbers(GaugeMetricFamily, train_batches_in_flight=('Batches in flight', trainer.flying)),
             *_numbers(GaugeMetricFamily, **{f'train_{name}': (text, last[name]) for name, text in (('loss', 'Loss of the last batch'), ('staleness', 'Steps made while the last batch was away'), ('lr', 'Learning rate')) if name in last})]

@@ -154,7 +154,6 @@ def somebody(request, monkeypatch):
             peer.kill()
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize('somebody, see, words', [
     ('refuses', 'joining', 'nobody can be reached there'), ('is mute', 'joining', 'no'), ('is a web server', 'joining', 'no peer of a swarm'), ('is unknown', 'joining', 'nobody can be reached there'),
     ('has another version', 'version', 'another version'), ('is another peer', 'joining', 'not that peer'), ('is stopped', 'joining', 'no'),
@@ -166,7 +165,6 @@ def test_nobody_answers(somebody, see, words):
     assert re.fullmatch(rf'nobody answered at {re.escape(somebody)}: .*{words}.*\. .*', told.value.text) and told.value.see == see, told.value
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(not shutil.which('unshare') or subprocess.run(['unshare', '-rn', 'true'], capture_output=True).returncode != 0, reason='needs network namespaces')
 @pytest.mark.parametrize('command, see, words', [(['status'], 'joining', 'nobody answered at'), (['peer', '--experts', 'ffn.0'], 'joining', 'nobody answered at'), (['peer', '--volunteer'], 'listen', 'is it on a network')])
 def test_no_network_at_all(command, see, words, tmp_path):

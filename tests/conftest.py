@@ -4,6 +4,7 @@ import atexit, os, shutil, signal, tempfile, threading, time
 import psutil, pytest, torch
 
 torch.set_num_threads(1)
+signal.signal(signal.SIGINT, signal.default_int_handler)  # where these tests run in the background, Ctrl-C is ignored, and their children would inherit that
 os.environ['XDG_DATA_HOME'] = tempfile.mkdtemp(prefix='lah-tests-')  # where volunteers keep their identities
 atexit.register(shutil.rmtree, os.environ['XDG_DATA_HOME'], ignore_errors=True)
 

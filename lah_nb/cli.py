@@ -151,9 +151,9 @@ def _add_doctor(commands):
 def _doctor(args) -> dict:
     from dataclasses import asdict
     from rich.console import Console
-    from rich.table import Table
+    from rich.table import Column, Table
     from lah_nb.doctor import examine
-    checks, table = examine(args.join, port=args.port), Table('', 'what', 'found', 'what to do')
+    checks, table = examine(args.join, port=args.port), Table('', 'what', *(Column(name, overflow='fold') for name in ('found', 'what to do')))  # an address cut short helps nobody
     for check in checks: table.add_row({'good': '[green]✓[/]', 'note': '[yellow]•[/]', 'bad': '[red]✗[/]'}[check.state], check.what, check.found, check.remedy)
     Console(stderr=args.json).print(table)
     return {'good': not any(check.state == 'bad' for check in checks), 'checks': [asdict(check) for check in checks]}

@@ -3,7 +3,7 @@ import sys
 from configparser import ConfigParser
 from pathlib import Path
 
-from setuptools import setup
+from setuptools import find_namespace_packages, setup
 from setuptools.command.build_py import build_py
 
 sys.path.append('scripts')
@@ -31,7 +31,7 @@ setup(
                  'Framework :: Jupyter', 'Operating System :: POSIX :: Linux', 'Programming Language :: Python :: 3 :: Only']
                 + [f'Programming Language :: Python :: 3.{minor}' for minor in range(10, 14)],
     cmdclass={'build_py': BuildWithStubs},
-    packages=[cfg['lib_path'], cfg['lib_path'] + '.static'], include_package_data=True,
+    packages=[cfg['lib_path'], *(f"{cfg['lib_path']}.{name}" for name in find_namespace_packages(cfg['lib_path']))], include_package_data=True,
     python_requires=f">={cfg['min_python']}", install_requires=words('requirements'),
     extras_require={'notebook': words('notebook_requirements'), 'tensorboard': words('tensorboard_requirements'), 'dev': words('dev_requirements'), 'docs': words('docs_requirements')},
     entry_points={'console_scripts': lines('console_scripts'), 'nbdev': [f"{cfg['lib_path']}={cfg['lib_path']}._modidx:d"]},

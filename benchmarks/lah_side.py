@@ -5,8 +5,7 @@ import time
 
 import torch
 
-from lah_nb.dmoe import DMoE
-from lah_nb.swarm import Swarm
+from lah_nb import DMoE, Swarm
 
 torch.set_num_threads(1)
 

@@ -8,8 +8,7 @@ import json
 import psutil
 import torch
 
-from lah_nb.dmoe import DMoE
-from lah_nb.swarm import Swarm
+from lah_nb import DMoE, Swarm
 
 parse = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parse.add_argument('--optimizer', default='adam')

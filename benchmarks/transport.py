@@ -13,7 +13,7 @@ import time
 import torch
 import trio
 
-from lah_nb.peer import Host, split_addr
+from lah_nb.network import Host, split_addr
 
 BIG = torch.zeros(16 << 18)  # 16 MiB
 

@@ -60,8 +60,10 @@ def stub(source):
 
 
 def write(package, folder):
-    for path in sorted(Path(package).glob('[a-z]*.py')):
-        if text := stub(path.read_text(encoding='utf-8')): (Path(folder)/path.with_suffix('.pyi').name).write_text(text, encoding='utf-8')
+    for path in sorted(Path(package).rglob('[a-z]*.py')):
+        if text := stub(path.read_text(encoding='utf-8')):
+            there = Path(folder)/path.relative_to(package).with_suffix('.pyi')
+            there.write_text(text, encoding='utf-8')
 
 
 if __name__ == '__main__': write(*sys.argv[1:])

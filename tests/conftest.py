@@ -47,5 +47,5 @@ def no_leaks(request):
 @pytest.fixture(scope='module')
 def swarm():
     "Four peers with 64 small experts, shared by the tests of a module"
-    from lah_nb.swarm import Swarm
+    from lah_nb import Swarm
     with Swarm.local(peers=4, experts='ffn.[0:8].[0:8]', hidden_dim=16) as swarm: yield swarm

@@ -12,11 +12,11 @@ def run(*args): return subprocess.run([Path(sys.executable).with_name('lah-nb'),
 def main():
     assert compileall.compile_dir(lah_nb.__path__[0], quiet=1, force=True)
     light = set()
-    for module in pkgutil.iter_modules(lah_nb.__path__):
-        if module.name.startswith('_'): continue
-        try: light.add(importlib.import_module(f'lah_nb.{module.name}').__name__.removeprefix('lah_nb.'))
+    modules = [module.name for module in pkgutil.walk_packages(lah_nb.__path__, 'lah_nb.') if '._' not in module.name]
+    for name in modules:
+        try: light.add(importlib.import_module(name).__name__.rpartition('.')[2])
         except ModuleNotFoundError as error: assert error.name.partition('.')[0] in HEAVY, error
-    assert {'cli', 'doctor', 'layout', 'live', 'panels', 'study', 'style', 'swarm_view', 'training_view', 'viz'} <= light, light
+    assert {'cli', 'doctor', 'layout', 'live', 'panels', 'study', 'style', 'swarm_view', 'training_view', 'figures'} <= light, light
 
     assert lah_nb.__version__ in run('--version').stdout
     for command in '', 'demo', 'peer', 'train', 'status', 'doctor': assert 'usage: lah-nb' in run(*command.split(), '--help').stdout, command
@@ -24,9 +24,7 @@ def main():
     found = {check['what']: check['state'] for check in json.loads(doctor.stdout.splitlines()[-1])['checks']}
     assert found['Python'] == 'good' and found['torch'] == 'bad' and doctor.returncode, found
 
-    from lah_nb.panels import PeerPanel
-    from lah_nb.swarm_view import SwarmView
-    from lah_nb.viz import hosting_figure, swarm_figure
+    from lah_nb import PeerPanel, SwarmView, hosting_figure, swarm_figure
     from synthetic import SOURCE
     scope = {}
     exec(SOURCE, scope)
@@ -36,7 +34,7 @@ def main():
     view.close()
     PeerPanel().close()
     for figure in swarm_figure(source()), hosting_figure(source()): assert figure.to_plotly_json()['data']
-    print(f'Python {sys.version.split()[0]}: {len(light)} of {len(list(pkgutil.iter_modules(lah_nb.__path__)))} modules without torch and libp2p, the command, the views and the figures')
+    print(f'Python {sys.version.split()[0]}: {len(light)} of {len(modules)} modules without torch and libp2p, the command, the views and the figures')
 
 
 if __name__ == '__main__': main()

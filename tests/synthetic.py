@@ -1,7 +1,7 @@
 "A swarm that exists on paper, as the text of a cell: what a `SwarmView` reads at every tick"
 SOURCE = '''
 import random
-from lah_nb.swarm_view import SwarmView
+from lah_nb import SwarmView
 class Source:
     "A swarm that exists on paper: every tick has other loads, and calls to some peers"
     def __init__(self, peers, each, n):

@@ -14,12 +14,7 @@ WIDGET = 'application/vnd.jupyter.widget-view+json'
 
 SWARM = '''
 import os, time, psutil, torch
-from lah_nb.data import load_digits
-from lah_nb.dmoe import DMoE
-from lah_nb.models import Classifier
-from lah_nb.panels import Dashboard
-from lah_nb.swarm import Swarm
-from lah_nb.training import Trainer
+from lah_nb import Classifier, Dashboard, DMoE, Swarm, Trainer, load_digits
 torch.set_num_threads(1)
 swarm = Swarm.local(peers=4, experts='ffn.[0:8].[0:8]', hidden_dim=64)
 digits = load_digits()

@@ -5,7 +5,7 @@ from datetime import datetime, timedelta
 import psutil, pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-LAH = [sys.executable, '-c', 'import sys; from lah_nb.cli import main; sys.exit(main())']
+LAH = [sys.executable, '-c', 'import sys; from lah_nb.command.cli import main; sys.exit(main())']
 
 
 def run(*args, timeout=100, **kwargs): return subprocess.run([*LAH, *args], capture_output=True, text=True, timeout=timeout, **kwargs)
@@ -29,7 +29,7 @@ def peer():
 
 @pytest.mark.slow
 def test_importing_is_quick_and_light():
-    code = 'import sys, time; t = time.perf_counter(); import lah_nb; t = time.perf_counter() - t; import lah_nb.cli; heavy = {"torch", "libp2p", "plotly", "pandas", "networkx"} & set(sys.modules); print(t, heavy); sys.exit(bool(heavy) or t > 0.1)'
+    code = 'import sys, time; t = time.perf_counter(); import lah_nb; t = time.perf_counter() - t; import lah_nb.command.cli; heavy = {"torch", "libp2p", "plotly", "pandas", "networkx"} & set(sys.modules); print(t, heavy); sys.exit(bool(heavy) or t > 0.1)'
     result = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
     assert result.returncode == 0, result.stdout + result.stderr
 
@@ -154,7 +154,7 @@ def test_no_metrics_where_another_program_listens():
 
 
 def test_tensorboard_that_is_missing_is_named_with_the_way_to_get_it():
-    code = "import sys; sys.modules['tensorboard'] = None\nfrom lah_nb.cli import main; sys.exit(main(['train', 'digits', '--join', '/ip4/127.0.0.1/tcp/1/p2p/12D3KooWBHvsSSKHeragACma3HUodK5FcPUpXccxFNYVsyD6fSCg', '--tensorboard', 'runs']))"
+    code = "import sys; sys.modules['tensorboard'] = None\nfrom lah_nb.command.cli import main; sys.exit(main(['train', 'digits', '--join', '/ip4/127.0.0.1/tcp/1/p2p/12D3KooWBHvsSSKHeragACma3HUodK5FcPUpXccxFNYVsyD6fSCg', '--tensorboard', 'runs']))"
     result = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, timeout=100)
     assert result.returncode == 1 and result.stderr.startswith('lah-nb: TensorBoard is not installed: pip install') and '#tensorboard' in result.stderr and result.stderr.count('\n') == 1
 

@@ -6,8 +6,9 @@ import pytest
 import torch
 from hypothesis import given, settings, strategies as st
 
-from lah_nb import data
-from lah_nb.data import DataError, TextData, find_file, load_digits, load_mnist, load_text, load_wikitext2, read_idx, text_data
+from lah_nb.training import DataError, TextData, data, text_data
+from lah_nb.training.data import find_file, read_idx
+from lah_nb import load_digits, load_mnist, load_text, load_wikitext2
 from lah_nb.errors import LahError
 
 

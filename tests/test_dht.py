@@ -4,12 +4,9 @@ import os, random, signal, subprocess, sys, time
 import pytest, trio, trio.testing
 from conftest import freeze
 
-from lah_nb.dht import DHT, NoPeers
-from lah_nb.records import Record
-from lah_nb.network import MemoryHub, new_identity, peer_id_of
-from lah_nb.swarm import Swarm
+from lah_nb.network import DHT, MemoryHub, NoPeers, Record, new_identity, pack, peer_id_of
+from lah_nb import Swarm
 from lah_nb.errors import LahError
-from lah_nb.wire import pack
 
 
 def simulate(afn): return trio.run(afn, clock=trio.testing.MockClock(autojump_threshold=0))
@@ -173,8 +170,7 @@ def wait_until(complete, seconds=40):
 
 SEVERAL = '''
 import sys, trio
-from lah_nb.dht import DHT
-from lah_nb.peer import Host, split_addr
+from lah_nb.network import DHT, Host, split_addr
 async def main(n, first, addrs):
     async with trio.open_nursery() as nursery:
         for i in range(n):

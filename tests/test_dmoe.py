@@ -5,10 +5,8 @@ import pytest, torch
 from conftest import freeze, until
 from torch import nn
 
-from lah_nb.dmoe import DMoE, TooFewExperts
-from lah_nb.experts import Expert, load_expert
-from lah_nb.swarm import Swarm
-from lah_nb.trace import recording
+from lah_nb import DMoE, Swarm, TooFewExperts
+from lah_nb.mixture import Expert, load_expert, recording
 from lah_nb.errors import LahError
 
 

@@ -5,14 +5,15 @@ from pathlib import Path
 import pytest
 from conftest import freeze
 
-from lah_nb.cli import main
-from lah_nb.children import LocalPeer, SwarmError
+from lah_nb.command import main
+from lah_nb.swarm import LocalPeer
+from lah_nb import Swarm, SwarmError
 from lah_nb.errors import HELP, LahError
-from lah_nb.network import new_identity, peer_id_of, refusal
-from lah_nb.swarm import Swarm
+from lah_nb.network import new_identity, peer_id_of
+from lah_nb.network.calls import refusal
 
 ROOT = Path(__file__).parents[1]
-LAH = [sys.executable, '-c', 'import sys; from lah_nb.cli import main; sys.exit(main())']
+LAH = [sys.executable, '-c', 'import sys; from lah_nb.command.cli import main; sys.exit(main())']
 NOBODY = peer_id_of(new_identity(b'n' * 32))
 
 
@@ -142,7 +143,7 @@ def somebody(request, monkeypatch):
             server.shutdown(), server.server_close(), thread.join()
         elif request.param == 'is unknown': yield f'/dns4/nobody.invalid/tcp/4001/p2p/{NOBODY}'
         elif request.param == 'has another version':
-            code = "import lah_nb.peer as p; p._protocol_id = lambda protocol: f'/lah/{protocol}/99'\nimport sys; from lah_nb.cli import main; sys.exit(main(['peer']))"
+            code = "import lah_nb.network.host as p; p._protocol_id = lambda protocol: f'/lah/{protocol}/99'\nimport sys; from lah_nb.command.cli import main; sys.exit(main(['peer']))"
             other = subprocess.Popen([sys.executable, '-c', code], stdout=subprocess.PIPE, text=True)
             yield other.stdout.readline().split()[1]
             other.kill(), other.wait(), other.stdout.close()
@@ -176,7 +177,7 @@ def test_no_network_at_all(command, see, words, tmp_path):
 @pytest.mark.slow
 def test_clocks_that_differ_by_a_year(addr):
     "Records carry the time they have left, so a peer whose clock is wrong serves, and is trained, like any other"
-    code = "import time; now = time.time; time.time = lambda: now() - 365 * 86400\nimport sys; from lah_nb.cli import main; sys.exit(main(sys.argv[1:]))"
+    code = "import time; now = time.time; time.time = lambda: now() - 365 * 86400\nimport sys; from lah_nb.command.cli import main; sys.exit(main(sys.argv[1:]))"
     late = subprocess.Popen([sys.executable, '-c', code, 'peer', '--join', addr, '--experts', 'late.[0:4]', '--hidden-dim', '16'], stdout=subprocess.PIPE, text=True)
     try:
         assert late.stdout.readline().startswith('ready ')

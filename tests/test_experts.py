@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from lah_nb.experts import (EXPERTS, MAX_UIDS, BadGradient, Expert, ExpertError, Schema, expert_schema, load_expert, load_expert_file, parse_uids,
+from lah_nb.mixture.experts import (EXPERTS, MAX_UIDS, BadGradient, Expert, ExpertError, Schema, expert_schema, load_expert, load_expert_file, parse_uids,
                             register_expert, save_expert, split_uid)
 
 torch.set_num_threads(1)

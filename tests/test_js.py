@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from lah_nb.peer import Host
+from lah_nb.network import Host
 
 JS = Path(__file__).parent / 'js'
 

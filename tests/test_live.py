@@ -4,10 +4,11 @@ import gc, json, logging, subprocess, sys, time
 import numpy as np
 import pytest
 
-from lah_nb.layout import place_peers
-from lah_nb.live import Shown, Ticker, curve_svg, image
-from lah_nb.swarm_view import STATES, Scene, SwarmView, encode_frame
-from lah_nb.training_view import MOST_POINTS, Curve
+from lah_nb.views import Shown, Ticker, place_peers
+from lah_nb.views.live import curve_svg, image
+from lah_nb.views.swarm_view import STATES, encode_frame, Scene
+from lah_nb import SwarmView
+from lah_nb.views.training_view import MOST_POINTS, Curve
 
 
 def peer(name, *experts, state='alive', **more): return {'peer_id': name, 'addrs': [f'/dns4/{name}/tcp/1'], 'experts': list(experts), 'alive': state == 'alive', 'state': state, **more}
@@ -23,8 +24,8 @@ def many(peers=500, each=10, n=71):
 
 def test_the_views_need_neither_torch_nor_libp2p():
     code = ('import sys\nfor name in ("torch", "libp2p", "trio", "sklearn"): sys.modules[name] = None  # an import of them fails\n'
-            'import lah_nb.layout, lah_nb.live, lah_nb.swarm_view, lah_nb.training_view, lah_nb.panels, lah_nb.viz, lah_nb.study\n'
-            'from lah_nb.panels import PeerPanel\nassert "no swarm yet" in PeerPanel().still()')
+            'import lah_nb.views.layout, lah_nb.views.live, lah_nb.views.swarm_view, lah_nb.views.training_view, lah_nb.views.panels, lah_nb.views.figures, lah_nb.views.study\n'
+            'from lah_nb import PeerPanel\nassert "no swarm yet" in PeerPanel().still()')
     subprocess.run([sys.executable, '-c', code], check=True, timeout=60)
 
 

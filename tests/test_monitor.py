@@ -4,8 +4,7 @@ import os, signal, time
 import psutil, pytest, torch
 from conftest import freeze
 
-from lah_nb.dmoe import DMoE
-from lah_nb.swarm import Swarm, SwarmError
+from lah_nb import DMoE, Swarm, SwarmError
 
 torch.set_num_threads(1)
 pytestmark = pytest.mark.slow
@@ -67,7 +66,7 @@ def test_peers_that_cannot_start_leave_nothing():
 
 
 def test_the_panel_says_what_went_wrong():
-    from lah_nb.panels import PeerPanel
+    from lah_nb import PeerPanel
     panel = PeerPanel()
     panel.addr.value = '/ip4/127.0.0.1/tcp/9'
     panel.join_button.click()
@@ -78,7 +77,7 @@ def test_the_panel_says_what_went_wrong():
 
 
 def test_the_panel_joins_and_adds():
-    from lah_nb.panels import PeerPanel
+    from lah_nb import PeerPanel
     with Swarm.local(peers=1, experts='ffn.[0:4]', hidden_dim=16) as swarm:
         panel = PeerPanel()
         panel.addr.value = swarm.addrs[0]

@@ -6,14 +6,14 @@ from conftest import until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
-LAH = [sys.executable, '-c', 'import sys; from lah_nb.cli import main; sys.exit(main())']
+LAH = [sys.executable, '-c', 'import sys; from lah_nb.command.cli import main; sys.exit(main())']
 PUBLIC, DEADLINE = '203.0.113.1', 5.  # seconds of a trainer's call
 
 # the cell, in a kernel; what it then knows, when it is asked
 VOLUNTEER = '''
 import json, sys, time
 start = time.monotonic()
-from lah_nb.volunteering import volunteer
+from lah_nb import volunteer
 vol = volunteer(sys.argv[1], 4, identity=sys.argv[2])
 print(json.dumps({'start': start, 'peer_id': vol.peer_id}), flush=True)
 for line in sys.stdin:
@@ -23,8 +23,7 @@ for line in sys.stdin:
 
 TRAINER = '''
 import json, sys, time, torch
-from lah_nb.dmoe import DMoE
-from lah_nb.swarm import Swarm
+from lah_nb import DMoE, Swarm
 torch.set_num_threads(1)
 with Swarm.join(sys.argv[1]) as swarm:
     layer = DMoE(swarm, 16, grid=(2, 4), k=8, forward_timeout=DEADLINE, backward_timeout=DEADLINE, zeros_if_too_few=True)

@@ -8,17 +8,16 @@ from libp2p.network import swarm as libp2p_swarm
 from libp2p.peer.id import ID
 from libp2p.stream_muxer.yamux import yamux
 
-from lah_nb.addresses import circuit_addrs
-from lah_nb.network import CallTimeout, Refused, Unreachable, new_identity, peer_id_of
-from lah_nb.peer import AddressError, Peer, _protocol_id, split_addr
-from lah_nb.link import tuned
-from lah_nb.relay import reserve
+from lah_nb.network import AddressError, CallTimeout, Peer, Refused, Unreachable, chunks, circuit_addrs, new_identity, pack, peer_id_of, split_addr
+from lah_nb.network.host import _protocol_id
+from lah_nb.network.link import tuned
+from lah_nb.network.relay import reserve
 from lah_nb.errors import LahError
-from lah_nb.wire import REQUEST, chunks, pack
+from lah_nb.network.wire import REQUEST
 
 ECHO = '''
 import sys, time, trio
-from lah_nb.peer import Peer
+from lah_nb.network import Peer
 async def echo(request): return request.meta, request.tensors
 async def sleep(request): await trio.sleep_forever()
 peer = Peer()

@@ -8,8 +8,7 @@ import torch
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from lah_nb.experts import BadGradient, Expert, ExpertError
-from lah_nb.runtime import Late, Overloaded, Runtime, RuntimeStopped
+from lah_nb.mixture import BadGradient, Expert, ExpertError, Late, Overloaded, Runtime, RuntimeStopped
 
 torch.set_num_threads(1)
 

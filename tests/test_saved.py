@@ -8,7 +8,7 @@ WIDGET = 'application/vnd.jupyter.widget-view+json'
 
 def test_a_saved_notebook_shows_the_last_picture():
     nbconvert = pytest.importorskip('nbconvert')
-    cells = ["from lah_nb.swarm import Swarm\nswarm = Swarm.local(peers=2, experts='ffn.[0:2].[0:4]', hidden_dim=16)\nother = Swarm.join(swarm.addrs[0])", 'swarm', 'other',
+    cells = ["from lah_nb import Swarm\nswarm = Swarm.local(peers=2, experts='ffn.[0:2].[0:4]', hidden_dim=16)\nother = Swarm.join(swarm.addrs[0])", 'swarm', 'other',
              "swarm.peers[0].kill()\ntold = swarm.monitor.wait(lambda told: any(p['state'] == 'gone' for p in told['peers']))\nimport time; time.sleep(1.5)", 'swarm.close()']
     nb = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in cells])
     NotebookClient(nb, timeout=100, kernel_name='python3').execute()

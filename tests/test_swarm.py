@@ -4,14 +4,13 @@ import os, signal, subprocess, sys, time
 import psutil, pytest, torch
 from conftest import freeze
 
-from lah_nb.dmoe import DMoE
-from lah_nb.swarm import Swarm, SwarmError, volunteer
+from lah_nb import DMoE, Swarm, SwarmError, volunteer
 
 pytestmark = pytest.mark.slow
 
 KERNEL = '''
 import time
-from lah_nb.swarm import Swarm
+from lah_nb import Swarm
 swarm = Swarm.local(peers=2, experts='ffn.[0:4]', hidden_dim=16)
 print(*(p.pid for p in swarm.peers), flush=True)
 time.sleep(100)

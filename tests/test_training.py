@@ -5,9 +5,8 @@ import pytest
 import torch
 from torch import nn
 
-from lah_nb.data import ImageData
-from lah_nb.models import CausalTransformer, Classifier, dense_ffn
-from lah_nb.training import Trainer, TrainingError, constant, cosine, in_flight
+from lah_nb.training import ImageData, TrainingError, in_flight
+from lah_nb import CausalTransformer, Classifier, Trainer, constant, cosine, dense_ffn
 from lah_nb.errors import LahError
 
 torch.set_num_threads(1)

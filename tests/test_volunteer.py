@@ -4,21 +4,18 @@ import json, os, signal, socket, subprocess, sys, time
 import psutil, pytest, torch
 from conftest import until
 
-from lah_nb.children import LocalPeer, SwarmError
-from lah_nb.dmoe import DMoE
-from lah_nb.experts import Expert
-from lah_nb.hosting import fetch_state
-from lah_nb.network import peer_id_of
-from lah_nb.network import load_identity
-from lah_nb.peer import AddressError, Peer
-from lah_nb.swarm import Swarm, volunteer
+from lah_nb.swarm import LocalPeer
+from lah_nb import DMoE, Swarm, SwarmError, volunteer
+from lah_nb.mixture import Expert
+from lah_nb.swarm.hosting import fetch_state
+from lah_nb.network import AddressError, Peer, load_identity, peer_id_of
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
 HERE = dict(listen='/ip4/127.0.0.1/tcp/0')
 
 KERNEL = '''
 import sys, time, psutil
-from lah_nb.swarm import volunteer
+from lah_nb import volunteer
 def lend(): return volunteer(sys.argv[1], 2, listen='/ip4/127.0.0.1/tcp/0')
 def children(): return len(psutil.Process().children(recursive=True))
 '''
@@ -187,7 +184,7 @@ def test_leaving_withdraws_at_once(half, tmp_path):
 
 
 def test_a_person_at_a_terminal_can_do_it_too(half, tmp_path):
-    command = [sys.executable, '-c', 'import sys; from lah_nb.cli import main; sys.exit(main())', 'peer', '--volunteer', '--join', half.addrs[0], '--num-experts', '3', '--identity', str(tmp_path / 'id'), '--json']
+    command = [sys.executable, '-c', 'import sys; from lah_nb.command.cli import main; sys.exit(main())', 'peer', '--volunteer', '--join', half.addrs[0], '--num-experts', '3', '--identity', str(tmp_path / 'id'), '--json']
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     assert process.stdout.readline().startswith('ready /ip4/')
     process.send_signal(signal.SIGINT)

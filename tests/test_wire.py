@@ -4,8 +4,7 @@ import struct
 import msgpack, pytest, torch
 from hypothesis import given, settings, strategies as st
 
-from lah_nb import wire
-from lah_nb.wire import Assembler, Spec, WireError, chunks, decode, encode, pack, read_header, unpack
+from lah_nb.network import Assembler, Spec, WireError, chunks, decode, encode, pack, read_header, unpack, wire
 
 shapes = st.lists(st.integers(0, 5), max_size=4).map(tuple)
 dtypes = st.sampled_from(list(wire.DTYPES.values()))

@@ -1,12 +1,7 @@
 "What a user writes, read by a type checker against the installed wheel: scripts/wheel. It is not run."
 import torch
 from torch import Tensor
-from lah_nb.data import load_digits
-from lah_nb.dmoe import DMoE
-from lah_nb.experts import register_expert
-from lah_nb.models import Classifier
-from lah_nb.swarm import Swarm, volunteer
-from lah_nb.training import Trainer
+from lah_nb import Classifier, DMoE, Swarm, Trainer, load_digits, register_expert, volunteer
 
 @register_expert('double', lambda hidden_dim: torch.zeros(2, hidden_dim))
 class Double(torch.nn.Module):

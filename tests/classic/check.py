@@ -19,8 +19,8 @@ class Trainer:
     def pause(self): self.state = 'paused'
     def resume(self): self.state = 'training'
 '''
-CELLS = [SOURCE + 'source = Source(16, 4, 8)\nview = SwarmView(source)', 'view', TRAINER + 'from lah_nb.training_view import TrainingView\nTrainingView(Trainer())', 'from lah_nb.panels import PeerPanel\nPeerPanel()',
-         'from lah_nb.viz import hosting_figure, swarm_figure\nswarm_figure(source())', 'hosting_figure(source())',
+CELLS = [SOURCE + 'source = Source(16, 4, 8)\nview = SwarmView(source)', 'view', TRAINER + 'from lah_nb import TrainingView\nTrainingView(Trainer())', 'from lah_nb import PeerPanel\nPeerPanel()',
+         'from lah_nb import hosting_figure, swarm_figure\nswarm_figure(source())', 'hosting_figure(source())',
          "assert not {'torch', 'libp2p', 'trio'} & set(sys.modules)\nprint('no torch')", "view.close()\nprint('closed')"]
 
 

@@ -1,0 +1,50 @@
+from .experts import (
+    BadGradient as BadGradient,
+    Expert as Expert,
+    expert_schema as expert_schema,
+    ExpertError as ExpertError,
+    EXPERTS as EXPERTS,
+    load_expert as load_expert,
+    OPTIMIZERS as OPTIMIZERS,
+    parse_uids as parse_uids,
+    register_expert as register_expert,
+    save_expert as save_expert,
+    Schema as Schema,
+    split_uid as split_uid,
+)
+from .runtime import (
+    Late as Late,
+    Overloaded as Overloaded,
+    Runtime as Runtime,
+    RuntimeStopped as RuntimeStopped,
+)
+from .gating import (
+    Balance as Balance,
+    beam_search as beam_search,
+    Gate as Gate,
+    GridError as GridError,
+    max_violation as max_violation,
+    mix as mix,
+    mix_gradient as mix_gradient,
+    mixing_weights as mixing_weights,
+    score_of as score_of,
+    search as search,
+    search_path as search_path,
+    table_successors as table_successors,
+)
+from .server import claim as claim, Server as Server
+from .roster import Roster as Roster
+from .trace import recorder as recorder, recording as recording, Span as Span, span as span
+from .dispatch import (
+    Ask as Ask,
+    Call as Call,
+    gather_outputs as gather_outputs,
+    group_pairs as group_pairs,
+    keep_pairs as keep_pairs,
+    make_calls as make_calls,
+    Outcome as Outcome,
+    stand_ins as stand_ins,
+    sum_gradients as sum_gradients,
+)
+from .stats import Dispatch as Dispatch, Stats as Stats
+from .dmoe import DMoE as DMoE, TooFewExperts as TooFewExperts

@@ -1,0 +1,56 @@
+from .wire import (
+    Assembler as Assembler,
+    chunks as chunks,
+    decode as decode,
+    encode as encode,
+    field as field,
+    Header as Header,
+    pack as pack,
+    read_header as read_header,
+    Spec as Spec,
+    unpack as unpack,
+    WireError as WireError,
+)
+from .calls import (
+    Answer as Answer,
+    CallError as CallError,
+    CallTimeout as CallTimeout,
+    load_identity as load_identity,
+    MemoryHub as MemoryHub,
+    MemoryNetwork as MemoryNetwork,
+    Network as Network,
+    new_identity as new_identity,
+    peer_id_of as peer_id_of,
+    Refused as Refused,
+    Request as Request,
+    Unreachable as Unreachable,
+    verify as verify,
+)
+from .portal import (
+    close_portal as close_portal,
+    open_portal as open_portal,
+    Portal as Portal,
+    PortalClosed as PortalClosed,
+    unwrap as unwrap,
+)
+from .addresses import (
+    AddressError as AddressError,
+    circuit_addrs as circuit_addrs,
+    listen_addr as listen_addr,
+    ListenError as ListenError,
+    own_addrs as own_addrs,
+    split_addr as split_addr,
+    split_circuit as split_circuit,
+)
+from .link import Link as Link, Traffic as Traffic
+from .relay import Relay as Relay, RelayError as RelayError
+from .host import Host as Host, Peer as Peer
+from .reach import answer_dial_back as answer_dial_back, find_reach as find_reach, Places as Places
+from .records import (
+    Lookup as Lookup,
+    nearest as nearest,
+    point as point,
+    Record as Record,
+    Records as Records,
+)
+from .dht import DHT as DHT, NoPeers as NoPeers

@@ -1,0 +1,28 @@
+from .data import (
+    data_folder as data_folder,
+    DataError as DataError,
+    ImageData as ImageData,
+    load_digits as load_digits,
+    load_mnist as load_mnist,
+    load_text as load_text,
+    load_wikitext2 as load_wikitext2,
+    text_data as text_data,
+    TextData as TextData,
+)
+from .models import (
+    CausalTransformer as CausalTransformer,
+    Classifier as Classifier,
+    dense_ffn as dense_ffn,
+    perplexity as perplexity,
+)
+from .flight import in_flight as in_flight
+from .trainer import (
+    adamw as adamw,
+    call_stats as call_stats,
+    constant as constant,
+    cosine as cosine,
+    Trainer as Trainer,
+    TrainingError as TrainingError,
+)
+from .recipes import Recipe as Recipe, RECIPES as RECIPES
+from .tensorboard import TensorBoard as TensorBoard

@@ -3,7 +3,12 @@ from . import command as command, mixture as mixture, network as network, swarm 
 __version__: str
 
 from .errors import LahError as LahError
-from .mixture import DMoE as DMoE, register_expert as register_expert, TooFewExperts as TooFewExperts
+from .mixture import (
+    DMoE as DMoE,
+    register_expert as register_expert,
+    Timeout as Timeout,
+    TooFewExperts as TooFewExperts,
+)
 from .swarm import (
     Snapshot as Snapshot,
     Swarm as Swarm,

@@ -184,14 +184,14 @@ def test_threads_do_not_share_gradients():
 
 def test_starting_an_expert_does_not_import_the_compiler():
     "`torch._dynamo` costs every peer 70 MB and a second or more"
-    code = ('import sys, torch\nfrom lah_nb.experts import Expert\nfor name, shape in dict(ffn=(2, 8), transformer=(2, 3, 8)).items():\n'
+    code = ('import sys, torch\nfrom lah_nb.mixture.experts import Expert\nfor name, shape in dict(ffn=(2, 8), transformer=(2, 3, 8)).items():\n'
             '    Expert(name + ".0", name, 8).backward(torch.ones(shape), torch.ones(shape))\nassert "torch._dynamo" not in sys.modules')
     subprocess.run([sys.executable, '-c', code], check=True)
 
 
 def test_files_of_classes(tmp_path, registry):
     path = tmp_path / 'mine.py'
-    path.write_text('import torch\nfrom lah_nb.experts import register_expert\n'
+    path.write_text('import torch\nfrom lah_nb.mixture.experts import register_expert\n'
                     '@register_expert("mine", example=lambda h: torch.zeros(2, h))\nclass Mine(torch.nn.Linear):\n    def __init__(self, h): super().__init__(h, h)\n')
     assert load_expert_file(path) == ['mine'] == load_expert_file(str(path))
     assert Expert('mine.0', 'mine', 4).forward(torch.zeros(1, 4)).shape == (1, 4)

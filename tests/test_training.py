@@ -254,9 +254,9 @@ def test_steering_from_elsewhere(images):
     trainer.pause()
     trainer.in_flight = 7
     time.sleep(0.3)
-    at, seconds = trainer.step, trainer._seconds()
+    at, seconds = trainer.step, trainer.seconds
     time.sleep(0.2)
-    assert (trainer.step, trainer._seconds()) == (at, seconds) and (at == 30 or trainer.state == 'paused')
+    assert (trainer.step, trainer.seconds) == (at, seconds) and (at == 30 or trainer.state == 'paused')
     trainer.resume()
     assert trainer.wait(20) and trainer.step == 30 and trainer.state == 'idle' and trainer.error is None
     assert trainer.history.test_accuracy.notna().sum() == 3 and sorted(trainer.history.batch) == list(range(30))

@@ -43,8 +43,9 @@ from .dispatch import (
     keep_pairs as keep_pairs,
     make_calls as make_calls,
     Outcome as Outcome,
+    Round as Round,
     stand_ins as stand_ins,
     sum_gradients as sum_gradients,
 )
 from .stats import Dispatch as Dispatch, Stats as Stats
-from .dmoe import DMoE as DMoE, TooFewExperts as TooFewExperts
+from .dmoe import DMoE as DMoE, Timeout as Timeout, TooFewExperts as TooFewExperts

@@ -34,7 +34,9 @@ class BadGradient(ExpertError):
 
 # %% ../../nbs/mixture/01_experts.ipynb #00000008
 MAX_UIDS = 65_536  # that one pattern may stand for
-_PART, _NUMBER, _RANGE = r'[A-Za-z_][A-Za-z0-9_-]*', r'(?:0|[1-9][0-9]{0,8})', r'\[(\d{1,9}):(\d{1,9})\]'
+_PART = r'[A-Za-z_][A-Za-z0-9_-]*'
+_NUMBER = r'(?:0|[1-9][0-9]{0,8})'
+_RANGE = r'\[(\d{1,9}):(\d{1,9})\]'
 _UID = re.compile(rf'{_PART}(?:\.(?:{_PART}|{_NUMBER}))*\.{_NUMBER}')
 
 def split_uid(
@@ -42,11 +44,14 @@ def split_uid(
     dims: int | None = None,  # dimensions of the grid; by default all numbers at the end
 ) -> tuple[str, tuple[int, ...]]:
     "The prefix and the place on the grid: `ffn.3.11` is `('ffn', (3, 11))`"
-    if not isinstance(uid, str) or len(uid) > 128 or not _UID.fullmatch(uid): raise ExpertError(f'{str(uid)[:140]!r} is not a uid; write it like "ffn.3.11"', see='uids')
+    if not isinstance(uid, str) or len(uid) > 128 or not _UID.fullmatch(uid):
+        raise ExpertError(f'{str(uid)[:140]!r} is not a uid; write it like "ffn.3.11"', see='uids')
     parts = uid.split('.')
     numbers = next(i for i, part in enumerate(reversed(parts)) if not part.isdigit())
     if dims is None: dims = numbers
-    if not 1 <= dims <= numbers: raise ExpertError(f'{uid!r} has {numbers} numbers at its end, a grid of {dims} dimensions was asked for', see='uids')
+    if not 1 <= dims <= numbers:
+        raise ExpertError(f'{uid!r} has {numbers} numbers at its end, '
+                          f'a grid of {dims} dimensions was asked for', see='uids')
     return '.'.join(parts[:-dims]), tuple(map(int, parts[-dims:]))
 
 # %% ../../nbs/mixture/01_experts.ipynb #0000000b
@@ -61,8 +66,12 @@ def parse_uids(
             if match := re.fullmatch(_RANGE, part): choices.append(range(int(match[1]), int(match[2])))
             else: choices.append([part])
         count = math.prod(map(len, choices))
-        if not count: raise ExpertError(f'{item.strip()!r} holds no expert: write a range as [first:end] with first below end', see='uids')
-        if len(uids) + count > MAX_UIDS: raise ExpertError(f'{item.strip()!r} stands for {count} experts, at most {MAX_UIDS} fit into one pattern', see='uids')
+        if not count:
+            raise ExpertError(f'{item.strip()!r} holds no expert: '
+                              'write a range as [first:end] with first below end', see='uids')
+        if len(uids) + count > MAX_UIDS:
+            raise ExpertError(f'{item.strip()!r} stands for {count} experts, '
+                              f'at most {MAX_UIDS} fit into one pattern', see='uids')
         for parts in product(*choices): uids['.'.join(map(str, parts))] = None
     for uid in uids: split_uid(uid)
     return list(uids)
@@ -89,9 +98,12 @@ class Schema:
     def from_list(cls, raw) -> 'Schema':
         "A checked `Schema` from what a stranger sent"
         match raw:
-            case [[*ins], [*outs], str(dtype)] if all(type(n) is int and -1 <= n < 2**31 for n in ins + outs) and len(ins + outs) <= 16: pass
+            case [[*ins], [*outs], str(dtype)] if len(ins + outs) <= 16: pass
             case _: raise ExpertError(f'not a schema: {str(raw)[:80]}')
-        if any(n < 0 and (i >= len(ins) or ins[i] >= 0) for i, n in enumerate(outs)): raise ExpertError(f'not a schema, an output length has no input to come from: {str(raw)[:80]}')
+        if not all(type(n) is int and -1 <= n < 2**31 for n in ins + outs): raise ExpertError(f'not a schema: {str(raw)[:80]}')
+        from_nowhere = [n < 0 and (i >= len(ins) or ins[i] >= 0) for i, n in enumerate(outs)]
+        if any(from_nowhere):
+            raise ExpertError(f'not a schema, an output length has no input to come from: {str(raw)[:80]}')
         return cls(tuple(ins), tuple(outs), dtype)
 
 # %% ../../nbs/mixture/01_experts.ipynb #00000011
@@ -112,8 +124,12 @@ def register_expert(
     "Decorator that makes a module class, called with `hidden_dim`, known as `name`"
     def register(cls):
         make = example or getattr(cls, 'example', None)
-        if not re.fullmatch(_PART, name) or len(name) > 64: raise ExpertError(f'{name!r} is not a name for a class of experts; use letters, digits, - and _', see='expert-class')
-        if not callable(make): raise ExpertError(f'{name!r} needs an example: @register_expert({name!r}, example=lambda hidden_dim: torch.zeros(2, hidden_dim))', see='expert-class')
+        if not re.fullmatch(_PART, name) or len(name) > 64:
+            raise ExpertError(f'{name!r} is not a name for a class of experts; '
+                              'use letters, digits, - and _', see='expert-class')
+        if not callable(make):
+            raise ExpertError(f'{name!r} needs an example: @register_expert({name!r}, '
+                              'example=lambda hidden_dim: torch.zeros(2, hidden_dim))', see='expert-class')
         EXPERTS[name] = ExpertClass(cls, make, any_length)
         return cls
     return register
@@ -125,8 +141,10 @@ class FeedForward(nn.Module):
     def __init__(self, hidden_dim: int):
         super().__init__()
         inner = 4 * hidden_dim
-        self.layers = nn.Sequential(nn.Linear(hidden_dim, inner), nn.LayerNorm(inner), nn.ReLU(),
-                                    nn.Linear(inner, inner), nn.LayerNorm(inner), nn.ReLU(), nn.Linear(inner, hidden_dim))
+        self.layers = nn.Sequential(
+            nn.Linear(hidden_dim, inner), nn.LayerNorm(inner), nn.ReLU(),
+            nn.Linear(inner, inner), nn.LayerNorm(inner), nn.ReLU(),
+            nn.Linear(inner, hidden_dim))
     def forward(self, x): return x + self.layers(x)
 
 @register_expert('transformer', example=lambda hidden_dim: torch.zeros(2, 8, hidden_dim), any_length=True)
@@ -148,8 +166,9 @@ _random = threading.RLock()
 
 @contextmanager
 def _seeded(seed: int, device='cpu'):
-    "Random numbers from `seed` inside, as if nothing had been drawn outside; one thread at a time, as torch's generators belong to all"
+    "Random numbers from `seed` inside, as if nothing had been drawn outside"
     device = torch.device(device)
+    # one thread at a time: torch's generators belong to all
     with _random, torch.random.fork_rng(devices=[device] if device.type == 'cuda' else []):
         torch.manual_seed(seed % 2**63)
         yield
@@ -158,20 +177,29 @@ def _in_a_line(e: BaseException) -> str: return f'{type(e).__name__}: {e}'.parti
 
 def _build(expert_cls: str, hidden_dim: int, seed: int) -> tuple[nn.Module, Schema, bool]:
     "A module, what it maps to what, and whether rows of several callers may be run together"
-    if expert_cls not in EXPERTS: raise ExpertError(f'no class of experts is called {expert_cls!r}; known: {", ".join(EXPERTS)}. Yours needs @register_expert, and its file: --expert-file or `load_expert_file`', see='expert-class')
+    if expert_cls not in EXPERTS:
+        raise ExpertError(f'no class of experts is called {expert_cls!r}; known: {", ".join(EXPERTS)}. '
+                          'Yours needs @register_expert, and its file: --expert-file or `load_expert_file`', see='expert-class')
     known = EXPERTS[expert_cls]
     with _seeded(seed), torch.no_grad():
         try: module, x = known.build(hidden_dim).train(), known.example(hidden_dim)
-        except Exception as e: raise ExpertError(f'{expert_cls}({hidden_dim}) cannot be made: {_in_a_line(e)}', see='memory' if 'memory' in str(e) else 'expert-class') from e
+        except Exception as e:
+            see = 'memory' if 'memory' in str(e) else 'expert-class'
+            raise ExpertError(f'{expert_cls}({hidden_dim}) cannot be made: {_in_a_line(e)}', see=see) from e
     with _seeded(0), torch.no_grad():
         if x.is_floating_point(): x = torch.randn_like(x)
         before = torch.get_rng_state()
         try: y, alone = module(x), module(x[:1])
-        except Exception as e: raise ExpertError(f'{expert_cls}({hidden_dim}) cannot run its own example {tuple(x.shape)}, or one row of it: {_in_a_line(e)}', see='expert-class') from e
+        except Exception as e:
+            raise ExpertError(f'{expert_cls}({hidden_dim}) cannot run its own example '
+                              f'{tuple(x.shape)}, or one row of it: {_in_a_line(e)}', see='expert-class') from e
         draws = not torch.equal(before, torch.get_rng_state())
-    if not isinstance(y, torch.Tensor) or len(y) != len(x): raise ExpertError(f'{expert_cls}({hidden_dim}) must map a batch of {len(x)} rows to one tensor of {len(x)} rows', see='expert-class')
+    if not isinstance(y, torch.Tensor) or len(y) != len(x):
+        raise ExpertError(f'{expert_cls}({hidden_dim}) must map a batch '
+                          f'of {len(x)} rows to one tensor of {len(x)} rows', see='expert-class')
     free = lambda shape: (-1, *shape[2:]) if known.any_length else tuple(shape[1:])
-    return module, Schema(free(x.shape), free(y.shape), str(x.dtype).removeprefix('torch.')), not draws and torch.allclose(y[:1], alone, rtol=1e-3, atol=1e-4)
+    together = not draws and torch.allclose(y[:1], alone, rtol=1e-3, atol=1e-4)
+    return module, Schema(free(x.shape), free(y.shape), str(x.dtype).removeprefix('torch.')), together
 
 def expert_schema(
     expert_cls: str,  # a registered name
@@ -188,14 +216,17 @@ def load_expert_file(
 ) -> list[str]:
     "Run a file so that its classes are registered, and name them; an unchanged file runs once"
     path = Path(path).expanduser().resolve()
-    if not path.is_file() or path.suffix != '.py': raise ExpertError(f'no Python file {path}; write your class with @register_expert into a Python file and give its path', see='expert-class')
+    if not path.is_file() or path.suffix != '.py':
+        raise ExpertError(f'no Python file {path}; write your class with '
+                          '@register_expert into a Python file and give its path', see='expert-class')
     key = path, path.stat().st_mtime_ns
     if key not in _files:
         before, name = dict(EXPERTS), f'lah_expert_{path.stem}_{zlib.crc32(bytes(path)):08x}'
         spec = importlib.util.spec_from_file_location(name, path)
         module = sys.modules[name] = importlib.util.module_from_spec(spec)
         try: spec.loader.exec_module(module)
-        except Exception as e: raise ExpertError(f'{path} did not run: {_in_a_line(e)}', see='expert-class') from e
+        except Exception as e:
+            raise ExpertError(f'{path} did not run: {_in_a_line(e)}', see='expert-class') from e
         _files[key] = [name for name, known in EXPERTS.items() if before.get(name) is not known]
     return _files[key]
 
@@ -206,18 +237,22 @@ _FUSED = dict(fused=True) if tuple(map(int, torch.__version__.split('.')[:2])) >
 
 def _optimize(name: str, flat: torch.Tensor, grad: torch.Tensor, moments: dict[str, torch.Tensor], lr: float):
     "One step of torch's SGD or Adam, with torch's defaults"
-    if name == 'sgd': return sgd([flat], [grad], [None], foreach=False, weight_decay=0.0, momentum=0.0, lr=lr, dampening=0.0, nesterov=False, maximize=False, **_FUSED)
-    if not moments: moments.update({key: torch.zeros((), device=flat.device) if key == 'step' else torch.zeros_like(flat) for key in OPTIMIZERS[name]})
+    common = dict(lr=lr, weight_decay=0.0, maximize=False, foreach=False, **_FUSED)
+    if name == 'sgd': return sgd([flat], [grad], [None], momentum=0.0, dampening=0.0, nesterov=False, **common)
+    for key in OPTIMIZERS[name]:
+        if key not in moments: moments[key] = torch.zeros((), device=flat.device) if key == 'step' else torch.zeros_like(flat)
     step, first, second, *largest = [[moments[key]] for key in OPTIMIZERS[name]]
-    adam([flat], [grad], first, second, largest[0] if largest else [], step, foreach=False, amsgrad=name == 'amsgrad', beta1=0.9, beta2=0.999, lr=lr,
-         weight_decay=0.0, eps=1e-8, maximize=False, **_FUSED)
+    more = dict(amsgrad=name == 'amsgrad', beta1=0.9, beta2=0.999, eps=1e-8)
+    adam([flat], [grad], first, second, largest[0] if largest else [], step, **more, **common)
 
 # %% ../../nbs/mixture/01_experts.ipynb #00000021
 _thread = threading.local()
 
 def _flatten(parameters: list[nn.Parameter]) -> torch.Tensor:
     "Make `parameters` views of one tensor, and give that"
-    if len({p.dtype for p in parameters}) > 1: raise ExpertError(f'all parameters of an expert have one dtype; found {sorted({str(p.dtype) for p in parameters})}', see='expert-class')
+    if len({p.dtype for p in parameters}) > 1:
+        raise ExpertError('all parameters of an expert have one dtype; '
+                          f'found {sorted({str(p.dtype) for p in parameters})}', see='expert-class')
     flat = torch.cat([p.data.reshape(-1) for p in parameters]) if parameters else torch.zeros(0)
     for p, data in zip(parameters, flat.split([p.numel() for p in parameters])): p.data = data.view_as(p)
     return flat
@@ -243,19 +278,28 @@ class Expert:
         seed: int | None = None,  # of the first weights; by default the uid decides
     ):
         split_uid(uid)
-        if optimizer not in OPTIMIZERS: raise ExpertError(f'no optimizer {optimizer!r}; choose one of {", ".join(OPTIMIZERS)}', see='options')
-        self.uid, self.expert_cls, self.hidden_dim, self.clip = uid, expert_cls, hidden_dim, clip
-        self.module, self.schema, self.together = _build(expert_cls, hidden_dim, zlib.crc32(uid.encode()) if seed is None else seed)
+        if optimizer not in OPTIMIZERS:
+            raise ExpertError(f'no optimizer {optimizer!r}; '
+                              f'choose one of {", ".join(OPTIMIZERS)}', see='options')
+        self.uid, self.clip = uid, clip
+        self.expert_cls, self.hidden_dim = expert_cls, hidden_dim
+        if seed is None: seed = zlib.crc32(uid.encode())
+        self.module, self.schema, self.together = _build(expert_cls, hidden_dim, seed)
         try: self.device = self.module.to(device) and torch.device(device)
-        except (RuntimeError, AssertionError) as e: raise ExpertError(f'{uid} cannot be put on the device {str(device)!r} ({_in_a_line(e)})', see='memory' if 'memory' in str(e) else 'device') from e
+        except (RuntimeError, AssertionError) as e:
+            see = 'memory' if 'memory' in str(e) else 'device'
+            raise ExpertError(f'{uid} cannot be put on the device {str(device)!r} ({_in_a_line(e)})', see=see) from e
         self.parameters = [p for p in self.module.parameters() if p.requires_grad]
         self.flat, self.grad = _flatten(self.parameters), None
-        self.optimizer, self.lr, self.moments = optimizer, lr, {}  # the moments come with the first step
-        self.updates = self.rows_forward = self.rows_backward = self.refused = 0
+        self.optimizer, self.lr = optimizer, lr
+        self.moments = {}  # they come with the first step
+        self.updates = self.refused = 0
+        self.rows_forward = self.rows_backward = 0
         self.grad_norm = 0.0  # running mean, before clipping
 
     def __repr__(self):
-        return f'Expert({self.uid!r}, {self.expert_cls!r}, {self.hidden_dim}, {self.optimizer}, {self.flat.numel():,} parameters, {self.updates} updates)'
+        size = f'{self.flat.numel():,} parameters, {self.updates} updates'
+        return f'Expert({self.uid!r}, {self.expert_cls!r}, {self.hidden_dim}, {self.optimizer}, {size})'
 
 # %% ../../nbs/mixture/01_experts.ipynb #00000026
 @patch
@@ -266,12 +310,17 @@ def check(
 ):
     "Raise `ExpertError` unless `x` is a batch for this expert, and `grad` a gradient of its output"
     want = self.schema
-    if str(x.dtype) != f'torch.{want.dtype}': raise ExpertError(f'{self.uid} takes {want.dtype}, got {str(x.dtype).removeprefix("torch.")}', see='shape')
-    if not x.ndim or not len(x) or not want.admits(x.shape[1:]): raise ExpertError(f'{self.uid} takes one or more rows of shape {want.in_shape}, got a tensor of shape {tuple(x.shape)}', see='shape')
+    if str(x.dtype) != f'torch.{want.dtype}':
+        raise ExpertError(f'{self.uid} takes {want.dtype}, '
+                          f'got {str(x.dtype).removeprefix("torch.")}', see='shape')
+    if not x.ndim or not len(x) or not want.admits(x.shape[1:]):
+        raise ExpertError(f'{self.uid} takes one or more rows of shape {want.in_shape}, '
+                          f'got a tensor of shape {tuple(x.shape)}', see='shape')
     if grad is None: return
     shape = (len(x), *want.output(x.shape[1:]))
     if tuple(grad.shape) != shape or not grad.is_floating_point():
-        raise ExpertError(f'{self.uid} gave {shape} for this input; its gradient cannot be {str(grad.dtype).removeprefix("torch.")} of shape {tuple(grad.shape)}', see='shape')
+        raise ExpertError(f'{self.uid} gave {shape} for this input; its gradient cannot be '
+                          f'{str(grad.dtype).removeprefix("torch.")} of shape {tuple(grad.shape)}', see='shape')
 
 # %% ../../nbs/mixture/01_experts.ipynb #00000029
 @patch
@@ -318,7 +367,8 @@ def backward_batch(
     parts: list[tuple],  # `(x, grad, seed)` of each caller
 ) -> list[torch.Tensor | BadGradient]:
     "The input gradients of all parts after ONE optimizer step; a part that is not finite is refused alone"
-    results = [None if _finite(x) and _finite(grad) else BadGradient(f'{self.uid} refused a gradient with NaN or infinity in it') for x, grad, _ in parts]
+    refusal = BadGradient(f'{self.uid} refused a gradient with NaN or infinity in it')
+    results = [None if _finite(x) and _finite(grad) else refusal for x, grad, _ in parts]
     good = [i for i, result in enumerate(results) if result is None]
     self.refused += len(parts) - len(good)
     if not good: return results
@@ -328,7 +378,8 @@ def backward_batch(
         for i, gx in zip(group, self._accumulate([parts[i] for i in group])): results[i] = gx
     if not self._step():
         self.refused += len(good)
-        for i in good: results[i] = BadGradient(f'{self.uid} refused a step: the gradient of its weights has NaN or infinity in it')
+        refusal = BadGradient(f'{self.uid} refused a step: the gradient of its weights has NaN or infinity in it')
+        for i in good: results[i] = refusal
         return results
     self.rows_backward += sum(len(parts[i][0]) for i in good)
     return results
@@ -380,7 +431,8 @@ def backward(
 @patch
 def state(self: Expert) -> dict[str, torch.Tensor]:
     "A copy of weights and optimizer under flat names"
-    tensors = {f'module.{name}': t for name, t in self.module.state_dict().items()} | {f'optimizer.{name}': t for name, t in self.moments.items()}
+    weights = {f'module.{name}': t for name, t in self.module.state_dict().items()}
+    tensors = weights | {f'optimizer.{name}': t for name, t in self.moments.items()}
     return {name: t.detach().cpu().clone() for name, t in tensors.items()} | {'updates': torch.tensor(self.updates)}
 
 @patch
@@ -393,11 +445,16 @@ def load_state(
     moments = {f'optimizer.{name}': () if name == 'step' else self.flat.shape for name in OPTIMIZERS[self.optimizer]}
     extra = sorted(set(tensors) - set(module))
     want = module | moments if extra else module
-    if set(tensors) != set(want): raise ExpertError(f'{self.uid} is {self!r}; a state with other tensors was given: {", ".join(sorted(set(tensors) ^ set(want))[:4])}', see='checkpoint')
+    if set(tensors) != set(want):
+        raise ExpertError(f'{self.uid} is {self!r}; a state with other tensors was given: '
+                          f'{", ".join(sorted(set(tensors) ^ set(want))[:4])}', see='checkpoint')
     for name, t in tensors.items():
-        if tuple(t.shape) != tuple(want[name]): raise ExpertError(f'{self.uid}: {name} has shape {tuple(t.shape)} where {tuple(want[name])} is needed', see='checkpoint')
+        if tuple(t.shape) != tuple(want[name]):
+            raise ExpertError(f'{self.uid}: {name} has shape {tuple(t.shape)} '
+                              f'where {tuple(want[name])} is needed', see='checkpoint')
         if not _finite(t): raise ExpertError(f'{self.uid}: {name} has NaN or infinity in it', see='checkpoint')
-    self.module.load_state_dict({name.removeprefix('module.'): t for name, t in tensors.items() if name.startswith('module.')})
+    weights = {name.removeprefix('module.'): t for name, t in tensors.items() if name.startswith('module.')}
+    self.module.load_state_dict(weights)
     self.moments = {name.removeprefix('optimizer.'): tensors[name].to(self.device, copy=True) for name in extra}
     self.updates = int(tensors['updates'])
 
@@ -417,10 +474,10 @@ def save_expert(
     "Write `expert` to `folder`, whole or not at all"
     path = expert_path(folder, expert.uid)
     path.parent.mkdir(parents=True, exist_ok=True)
-    about = dict(uid=expert.uid, expert_cls=expert.expert_cls, hidden_dim=expert.hidden_dim, optimizer=expert.optimizer, updates=expert.updates)
+    about = {key: str(getattr(expert, key)) for key in ('uid', 'expert_cls', 'hidden_dim', 'optimizer', 'updates')}
     part = path.with_name(f'.{path.name}.{os.getpid()}.part')
     try:
-        part.write_bytes(save(expert.state(), metadata={key: str(value) for key, value in about.items()}))
+        part.write_bytes(save(expert.state(), metadata=about))
         os.replace(part, path)
     finally: part.unlink(missing_ok=True)
     return path
@@ -433,9 +490,15 @@ def load_expert(
     path = expert_path(folder, expert.uid)
     if not path.exists(): return False
     try:
-        with safe_open(path, 'pt') as file: about, tensors = file.metadata() or {}, {name: file.get_tensor(name) for name in file.keys()}
-    except (SafetensorError, OSError) as e: raise ExpertError(f'{path} cannot be read ({e}); move it away to start {expert.uid} afresh', see='checkpoint') from e
-    if (found := (about.get('expert_cls'), about.get('hidden_dim'))) != (expert.expert_cls, str(expert.hidden_dim)):
-        raise ExpertError(f'{path} holds {found[0]}({found[1]}), this peer hosts {expert.uid} as {expert.expert_cls}({expert.hidden_dim}); move the file away or change the class', see='checkpoint')
+        with safe_open(path, 'pt') as file:
+            about = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}
+    except (SafetensorError, OSError) as e:
+        raise ExpertError(f'{path} cannot be read ({e}); '
+                          f'move it away to start {expert.uid} afresh', see='checkpoint') from e
+    found, own = f'{about.get("expert_cls")}({about.get("hidden_dim")})', f'{expert.expert_cls}({expert.hidden_dim})'
+    if found != own:
+        raise ExpertError(f'{path} holds {found}, this peer hosts {expert.uid} as {own}; '
+                          'move the file away or change the class', see='checkpoint')
     expert.load_state(tensors)
     return True

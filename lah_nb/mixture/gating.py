@@ -28,7 +28,8 @@ class Gate(nn.Module):
     ):
         super().__init__()
         self.grid = tuple(int(size) for size in grid)
-        if not 1 <= len(self.grid) <= 4 or min(self.grid) < 1: raise GridError(f'a grid has 1 to 4 dimensions of at least 1, not {grid!r}', see='uids')
+        if not 1 <= len(self.grid) <= 4 or min(self.grid) < 1:
+            raise GridError(f'a grid has 1 to 4 dimensions of at least 1, not {grid!r}', see='uids')
         self.linear = nn.Linear(in_dim, sum(self.grid))
 
     def forward(self, x: Tensor) -> list[Tensor]:  # x: (batch, in_dim) -> one (batch, size) for each dimension
@@ -49,10 +50,13 @@ def beam_search(
     k: int,  # cells to keep for each row
     bias: Sequence[Tensor] | None = None,  # from `Balance`: for each dimension (prefixes, size), added to the choice
 ) -> Search:
-    "Yields prefixes (n, level), is sent who follows them alive (n, size) bool; returns cells (batch, k, d) and scores (batch, k), missing ones -1 and -inf"
+    """Yields prefixes (n, level) int64, is sent who follows them alive (n, size) bool
+
+    Returns cells (batch, k, d) int64, missing ones -1, and scores (batch, k), missing ones -inf (paper, section 3.1)."""
     scores = [s.detach().cpu() for s in scores]
     grid, batch = [s.shape[1] for s in scores], len(scores[0])
-    beam, best = torch.zeros(batch, 1, dtype=torch.long), torch.zeros(batch, 1)  # a prefix is one number, its indices in mixed radix
+    beam = torch.zeros(batch, 1, dtype=torch.long)  # a prefix is one number, its indices in mixed radix
+    best = torch.zeros(batch, 1)
     for level, s in enumerate(scores):
         alive = best.isfinite()
         codes, where = beam[alive].unique(return_inverse=True)  # (n,), (living beams,)
@@ -64,7 +68,8 @@ def beam_search(
         best, flat = total.flatten(1).topk(min(k, total[0].numel()))
         beam = beam.gather(1, flat // grid[level]) * grid[level] + flat % grid[level]
     missing = k - best.shape[1]
-    cells, best = nn.functional.pad(indices_of(beam, grid), (0, 0, 0, missing)), nn.functional.pad(best, (0, missing), value=-torch.inf)
+    cells = nn.functional.pad(indices_of(beam, grid), (0, 0, 0, missing))
+    best = nn.functional.pad(best, (0, missing), value=-torch.inf)
     return cells.masked_fill(~best.isfinite()[..., None], -1), best
 
 def indices_of(
@@ -109,23 +114,27 @@ def search_path(
     successors: Callable[[Tensor], Tensor],  # prefixes (n, level) -> alive (n, size)
     *,
     bias: Sequence[Tensor] | None = None,
-) -> list[list[dict]]:  # for each level the candidates: prefix (its indices), score, and fate: 'kept', 'dropped' (others score more) or 'dead'
+) -> list[list[dict]]:  # of each level the candidates: prefix (its indices), score, fate ('kept', 'dropped' or 'dead')
     "What `search` looks at for one row"
-    if any(len(s) != 1 for s in scores): raise GridError(f'a search path is one row\'s, not {len(scores[0])} rows\'', see='shape')
+    if any(len(s) != 1 for s in scores):
+        raise GridError(f'a search path is one row\'s, not {len(scores[0])} rows\'', see='shape')
     heard = []
     def listen(prefixes):
         heard.append((prefixes, live := successors(prefixes)))
         return live
     cells, _ = search(scores, k, listen, bias=bias)
-    kept = [{tuple(p) for p in prefixes.tolist()} for prefixes, _ in heard[1:]] + [{tuple(c) for c in cells[0].tolist()}]
-    sizes, before, levels = [s.shape[1] for s in scores], {(): 0.}, []
+    kept = [{tuple(p) for p in prefixes.tolist()} for prefixes, _ in heard[1:]]
+    kept.append({tuple(c) for c in cells[0].tolist()})
+    sizes, before = [s.shape[1] for s in scores], {(): 0.}
+    levels = []
     for level, (prefixes, live) in enumerate(heard):
         candidates = []
         for prefix, alive in zip(map(tuple, prefixes.tolist()), live.tolist()):
             step = scores[level].detach().cpu()[0] + (bias[level][_code(prefix, sizes)] if bias else 0.)
             for i, (s, lives) in enumerate(zip(step.tolist(), alive)):
                 cell = *prefix, i
-                candidates.append({'prefix': cell, 'score': before[prefix] + s, 'fate': 'dead' if not lives else 'kept' if cell in kept[level] else 'dropped'})
+                fate = 'dead' if not lives else 'kept' if cell in kept[level] else 'dropped'  # dropped: others score more
+                candidates.append({'prefix': cell, 'score': before[prefix] + s, 'fate': fate})
         before = {c['prefix']: c['score'] for c in candidates}
         levels.append(sorted(candidates, key=lambda c: -c['score']))
     return levels
@@ -170,9 +179,13 @@ class Balance(nn.Module):
         memory: float = 0.95,  # of the load's moving average
     ):
         super().__init__()
-        self.grid, self.rate, self.memory, self._lock, prefixes = tuple(grid), rate, memory, threading.Lock(), 1
+        self.grid, self._lock = tuple(grid), threading.Lock()
+        self.rate, self.memory = rate, memory
+        prefixes = 1
         for level, size in enumerate(self.grid):
-            if prefixes * size > 1 << 22: raise GridError(f'a grid of {self.grid} has too many cells to balance; pass balance=False', see='uids')
+            if prefixes * size > 1 << 22:
+                raise GridError(f'a grid of {self.grid} has too many cells to balance; '
+                                'pass balance=False', see='uids')
             self.register_buffer(f'bias{level}', torch.zeros(prefixes, size))
             self.register_buffer(f'load{level}', torch.zeros(prefixes, size), persistent=False)
             prefixes *= size
@@ -190,12 +203,14 @@ class Balance(nn.Module):
     ):
         "Take note of a dispatch and move the biases"
         if not self.rate or not len(cells): return
-        code, home = torch.zeros(len(cells), dtype=torch.long), torch.zeros(0 if alive is None else len(alive), dtype=torch.long)
+        code = torch.zeros(len(cells), dtype=torch.long)
+        home = torch.zeros(0 if alive is None else len(alive), dtype=torch.long)
         with self._lock:
             for level, size in enumerate(self.grid):
                 bias, load = getattr(self, f'bias{level}'), getattr(self, f'load{level}')
                 code = code * size + cells[:, level]
-                load.mul_(self.memory).add_(torch.bincount(code, minlength=load.numel()).view_as(load), alpha=1 - self.memory)
+                rows = torch.bincount(code, minlength=load.numel()).view_as(load)
+                load.mul_(self.memory).add_(rows, alpha=1 - self.memory)
                 here = torch.ones_like(load)
                 if alive is not None:
                     home = home * size + alive[:, level]

@@ -28,9 +28,13 @@ class Dispatch:
         hedged = f', {self.hedged_calls} of them hedges' if self.hedged_calls else ''
         failed = f', {len(self.failed)} failed ({next(iter(self.failed.values()))})' if self.failed else ''
         back = f' + {self.backward_seconds:.3f}' if self.backward_seconds is not None else ''
-        return f'Dispatch({self.rows} rows to {self.experts} experts in {self.calls} calls{hedged}, {self.answered} pairs answered in {self.seconds:.3f}{back} s{failed})'
+        sent = f'{self.rows} rows to {self.experts} experts in {self.calls} calls{hedged}'
+        return f'Dispatch({sent}, {self.answered} pairs answered in {self.seconds:.3f}{back} s{failed})'
 
 # %% ../../nbs/mixture/08_stats.ipynb #00000009
+_TOTALS = ('dispatches', 'calls', 'failed_calls', 'hedged_calls', 'failed_experts', 'rows',
+           'forward_seconds', 'backward_seconds', 'choose_seconds')
+
 class Stats:
     "Totals over all dispatches of a layer and its copies, and how long each peer took in its last calls"
     def __init__(
@@ -39,8 +43,11 @@ class Stats:
         calls: int = 128,  # whose seconds are kept, of each peer and direction
         peers: int = 1024,  # that they are kept of; who was called longest ago is forgotten first
     ):
-        self._lock, self._totals, self._served, self.last = threading.Lock(), Counter(), Counter(), None
-        self._calls, self._peers, self._latencies = calls, peers, OrderedDict()
+        self.last = None  # the `Dispatch` that began last
+        self._lock = threading.Lock()
+        self._totals, self._served = Counter(), Counter()
+        self._calls, self._peers = calls, peers
+        self._latencies = OrderedDict()  # peer id -> direction -> seconds
 
     def __deepcopy__(self, memo): return self
 
@@ -54,17 +61,18 @@ class Stats:
         "Keep how long peers took to answer a `kind` of call"
         with self._lock:
             for peer_id, s in seconds.items():
-                if peer_id not in self._latencies: self._latencies[peer_id] = {kind: deque(maxlen=self._calls) for kind in ('forward', 'backward')}
+                if peer_id not in self._latencies:
+                    self._latencies[peer_id] = {kind: deque(maxlen=self._calls) for kind in ('forward', 'backward')}
                 self._latencies[peer_id][kind].append(s)
                 self._latencies.move_to_end(peer_id)
             while len(self._latencies) > self._peers: self._latencies.popitem(last=False)
 
     def totals(self) -> dict:
-        "So far: dispatches, calls, failed_calls, hedged_calls, failed_experts, rows, forward_seconds, backward_seconds, choose_seconds; `served`: rows by uid. Cheap: trainers ask at every step"
-        names = 'dispatches', 'calls', 'failed_calls', 'hedged_calls', 'failed_experts', 'rows', 'forward_seconds', 'backward_seconds', 'choose_seconds'
-        with self._lock: return {**dict.fromkeys(names, 0), **self._totals, 'served': dict(self._served)}
+        "So far: what `_TOTALS` names, and `served`, rows by uid. Cheap: trainers ask at every step"
+        with self._lock: return {**dict.fromkeys(_TOTALS, 0), **self._totals, 'served': dict(self._served)}
 
     def snapshot(self) -> dict:
         "The `totals`, and `latencies`: seconds of recent calls by peer id and direction"
-        with self._lock: latencies = {peer_id: {kind: list(seconds) for kind, seconds in kinds.items()} for peer_id, kinds in self._latencies.items()}
+        with self._lock:
+            latencies = {peer_id: {kind: list(seconds) for kind, seconds in kinds.items()} for peer_id, kinds in self._latencies.items()}
         return {**self.totals(), 'latencies': latencies}

@@ -16,13 +16,15 @@ from .models import (
     perplexity as perplexity,
 )
 from .flight import in_flight as in_flight
-from .trainer import (
-    adamw as adamw,
-    call_stats as call_stats,
-    constant as constant,
-    cosine as cosine,
-    Trainer as Trainer,
+from .optim import adamw as adamw, constant as constant, cosine as cosine
+from .fitting import (
+    Conductor as Conductor,
+    History as History,
+    Ledger as Ledger,
+    Plan as Plan,
+    Stopwatch as Stopwatch,
     TrainingError as TrainingError,
 )
+from .trainer import call_stats as call_stats, objective as objective, Trainer as Trainer
 from .recipes import Recipe as Recipe, RECIPES as RECIPES
 from .tensorboard import TensorBoard as TensorBoard

@@ -50,8 +50,8 @@ def addresses(
     name: str,  # a key of `FILES`
 ) -> list[str]:  # https addresses, to be tried in turn
     "Where the public copies of a file are"
-    bases, at = (_mnist, name) if name.startswith('mnist/') else (_wikitext, name.replace('wiki.', '').replace('.tokens', '.txt'))
-    return [base + at for base in bases]
+    if name.startswith('mnist/'): return [base + name for base in _mnist]
+    return [base + name.replace('wiki.', '').replace('.tokens', '.txt') for base in _wikitext]
 
 # %% ../../nbs/training/01_data.ipynb #0000000b
 def download(
@@ -65,7 +65,8 @@ def download(
 ) -> Path:
     "Bring a file here, whole and checked, or raise `DataError` and leave nothing behind"
     path.parent.mkdir(parents=True, exist_ok=True)
-    part, digest, got = path.with_name(f'{path.name}.{os.getpid()}.part'), hashlib.sha256(), 0
+    part = path.with_name(f'{path.name}.{os.getpid()}.part')
+    digest, got = hashlib.sha256(), 0
     try:
         with urllib.request.urlopen(url, timeout=timeout) as src, open(part, 'wb') as dst, \
              tqdm(total=nbytes, unit='B', unit_scale=True, desc=path.name, disable=not progress) as bar:
@@ -73,7 +74,8 @@ def download(
                 digest.update(chunk), dst.write(chunk), bar.update(len(chunk))
                 got += len(chunk)
         if got != nbytes: raise DataError(f'{url} does not have the {nbytes} bytes that were expected')
-        if digest.hexdigest() != sha256: raise DataError(f'{url} has other content than expected: its sha256 is {digest.hexdigest()}')
+        if digest.hexdigest() != sha256:
+            raise DataError(f'{url} has other content than expected: its sha256 is {digest.hexdigest()}')
         os.replace(part, path)
     finally: part.unlink(missing_ok=True)
     return path
@@ -93,10 +95,13 @@ def find_file(
     reasons = []
     for url in addresses(name) if urls is None else urls:
         try: return download(url, path, sha256=sha256, nbytes=nbytes, progress=progress)
-        except (OSError, DataError) as e: reasons.append(f'{url}: {getattr(e, "text", e)}')  # URLError and a folder that cannot be written are OSErrors
-    wanted = '\n  '.join(f'{folder/each}  ({n} bytes, sha256 {sha})' for each, (sha, n) in FILES.items() if each.split('/')[0] == name.split('/')[0])
+        # URLError, and a folder that cannot be written, are OSErrors
+        except (OSError, DataError) as e: reasons.append(f'{url}: {getattr(e, "text", e)}')
+    siblings = {each: about for each, about in FILES.items() if each.split('/')[0] == name.split('/')[0]}
+    wanted = '\n  '.join(f'{folder/each}  ({n} bytes, sha256 {sha})' for each, (sha, n) in siblings.items())
     tried = '\n  '.join(reasons)
-    raise DataError(f'{path} is not there and could not be downloaded. Put these files in place, or name their folder in LAH_DATA:\n  {wanted}\nTried:\n  {tried}')
+    raise DataError(f'{path} is not there and could not be downloaded. Put these files in place, '
+                    f'or name their folder in LAH_DATA:\n  {wanted}\nTried:\n  {tried}')
 
 # %% ../../nbs/training/01_data.ipynb #00000013
 @dataclass(frozen=True, repr=False)
@@ -109,7 +114,9 @@ class ImageData:
     classes: int
     name: str
 
-    def __repr__(self): return f'ImageData({self.name!r}: {len(self.y_train):,} to train on, {len(self.y_test):,} to test, {self.features} features, {self.classes} classes)'
+    def __repr__(self):
+        rows = f'{len(self.y_train):,} to train on, {len(self.y_test):,} to test'
+        return f'ImageData({self.name!r}: {rows}, {self.features} features, {self.classes} classes)'
 
     @property
     def features(self) -> int: return self.x_train.shape[1]
@@ -131,7 +138,8 @@ def batch(self: ImageData,
     "Batch number `i` of the shuffled training set"
     n = len(self)
     at = torch.arange(i * size, (i + 1) * size)
-    rows = torch.cat([_order(n, seed, epoch)[at[at // n == epoch] % n] for epoch in range(i * size // n, ((i + 1) * size - 1) // n + 1)])
+    epochs = range(i * size // n, ((i + 1) * size - 1) // n + 1)  # a batch may end one and begin the next
+    rows = torch.cat([_order(n, seed, epoch)[at[at // n == epoch] % n] for epoch in epochs])
     return self.x_train[rows], self.y_train[rows]
 
 @patch
@@ -151,7 +159,8 @@ def _images(x_train, y_train, x_test, y_test, name):
     x_train, x_test = (torch.from_numpy(np.asarray(x, dtype=np.float32).reshape(len(x), -1)) for x in (x_train, x_test))
     mean, std = x_train.mean(), x_train.std()
     y_train, y_test = (torch.from_numpy(np.asarray(y, dtype=np.int64)) for y in (y_train, y_test))
-    return ImageData(x_train.sub_(mean).div_(std), y_train, x_test.sub_(mean).div_(std), y_test, int(y_train.max()) + 1, name)
+    x_train, x_test = (x.sub_(mean).div_(std) for x in (x_train, x_test))
+    return ImageData(x_train, y_train, x_test, y_test, int(y_train.max()) + 1, name)
 
 def load_digits() -> ImageData:
     "Scikit-learn's hand-written digits: needs no file and no network"
@@ -171,13 +180,17 @@ def read_idx(
     "The array of bytes in a gzipped IDX file"
     try:
         with gzip.open(path) as f:
-            zero, kind, dims = int.from_bytes(f.read(2), 'big'), *f.read(2).ljust(2, b'\0')
+            zero = int.from_bytes(f.read(2), 'big')
+            kind, dims = f.read(2).ljust(2, b'\0')
             if zero or kind != 8 or not 1 <= dims <= 3: raise DataError(f'{path} is not an IDX file of bytes')
             shape = np.frombuffer(f.read(4 * dims), '>u4').tolist()
-            if len(shape) != dims or math.prod(shape) > limit: raise DataError(f'{path} claims an impossible shape {shape}')
+            if len(shape) != dims or math.prod(shape) > limit:
+                raise DataError(f'{path} claims an impossible shape {shape}')
             data = f.read(math.prod(shape) + 1)
-    except (EOFError, ValueError, zlib.error, gzip.BadGzipFile) as e: raise DataError(f'{path} is damaged: {e}') from e
-    if len(data) != math.prod(shape): raise DataError(f'{path} does not hold the {math.prod(shape)} bytes that it claims')
+    except (EOFError, ValueError, zlib.error, gzip.BadGzipFile) as e:
+        raise DataError(f'{path} is damaged: {e}') from e
+    if len(data) != math.prod(shape):
+        raise DataError(f'{path} does not hold the {math.prod(shape)} bytes that it claims')
     return np.frombuffer(data, np.uint8).reshape(shape)
 
 # %% ../../nbs/training/01_data.ipynb #0000001f
@@ -188,8 +201,11 @@ def load_mnist(
 ) -> ImageData:
     "MNIST: 60,000 digits of 28 by 28 pixels, and 10,000 for the test"
     def part(which):
-        x, y = (read_idx(find_file(f'mnist/{which}-{kind}-ubyte.gz', folder, progress=progress)) for kind in ('images-idx3', 'labels-idx1'))
-        if x.ndim != 3 or y.shape != x.shape[:1] or not len(y) or y.max() > 9: raise DataError(f'the pictures {x.shape} and labels {y.shape} of MNIST\'s {which} files do not belong together')
+        find = lambda kind: find_file(f'mnist/{which}-{kind}-ubyte.gz', folder, progress=progress)
+        x, y = read_idx(find('images-idx3')), read_idx(find('labels-idx1'))
+        if x.ndim != 3 or y.shape != x.shape[:1] or not len(y) or y.max() > 9:
+            raise DataError(f'the pictures {x.shape} and labels {y.shape} of '
+                            f'MNIST\'s {which} files do not belong together')
         return x, y
     return _images(*part('train'), *part('t10k'), 'mnist')
 
@@ -206,7 +222,9 @@ class TextData:
     name: str
     length: int = 64  # tokens in one row of a batch
 
-    def __repr__(self): return f'TextData({self.name!r}: {len(self.train):,} tokens to train on, {len(self.test):,} to test, vocabulary {len(self.vocab):,}, rows of {self.length})'
+    def __repr__(self):
+        tokens = f'{len(self.train):,} tokens to train on, {len(self.test):,} to test'
+        return f'TextData({self.name!r}: {tokens}, vocabulary {len(self.vocab):,}, rows of {self.length})'
 
     def __len__(self): return len(self.train)
 
@@ -226,7 +244,9 @@ def text_data(
     vocab = sorted(counts, key=lambda token: (-counts[token], token))
     if UNK not in counts: vocab.append(UNK)
     index = {token: i for i, token in enumerate(vocab)}
-    number = lambda tokens: torch.from_numpy(np.fromiter((index.get(t, index[UNK]) for t in tokens), np.int64, len(tokens)))
+    def number(tokens):
+        numbers = (index.get(token, index[UNK]) for token in tokens)
+        return torch.from_numpy(np.fromiter(numbers, np.int64, len(tokens)))
     return TextData(number(train), number(valid), number(test), tuple(vocab), name, length)
 
 # %% ../../nbs/training/01_data.ipynb #00000028
@@ -262,7 +282,8 @@ def tests(self: TextData,
     "Every token of the test text once as a target, in batches of rows"
     tokens, length = getattr(self, split), length or self.length
     step = length - context
-    if not 0 < step <= length: raise DataError(f'a row of {length} tokens cannot have {context} that are only read')
+    if not 0 < step <= length:
+        raise DataError(f'a row of {length} tokens cannot have {context} that are only read')
     x, y = tokens[:-1], tokens[1:]
     starts = torch.arange(0, max(1, len(x) - context), step)
     at = starts[:, None] + torch.arange(length)
@@ -271,16 +292,22 @@ def tests(self: TextData,
     return list(zip(x[at].split(size), torch.where(scored, y[at], -1).split(size)))
 
 # %% ../../nbs/training/01_data.ipynb #0000002c
+def _tokens(text: str) -> list[str]:
+    "Words and signs, with an end to each line that has any"
+    lines = [line for line in text.lower().splitlines() if line.strip()]
+    return [token for line in lines for token in (*re.findall(r'\w+|[^\w\s]', line), EOS)]
+
 def load_text(*,
     length: int = 64,  # tokens in one row of a batch
 ) -> TextData:
     "Python's help texts as a small language modelling set: needs no file and no network"
     from pydoc_data.topics import topics
-    lines = lambda text: [token for line in text.splitlines() if line.strip() for token in (*re.findall(r"\w+|[^\w\s]", line.lower()), EOS)]
-    texts = [lines(topics[name]) for name in sorted(topics, key=lambda name: (-len(topics[name]), name))]  # so that every tenth is a tenth
+    longest_first = sorted(topics, key=lambda name: (-len(topics[name]), name))  # so that every tenth is a tenth
+    texts = [_tokens(topics[name]) for name in longest_first]
     parts = [list(chain(*(text for i, text in enumerate(texts) if (i % 10 in nths)))) for nths in (range(8), [8], [9])]
     common = {token for token, n in Counter(parts[0]).items() if n > 1}
-    return text_data(*([token if token in common else UNK for token in part] for part in parts), 'python', length=length)
+    train, valid, test = ([token if token in common else UNK for token in part] for part in parts)
+    return text_data(train, valid, test, 'python', length=length)
 
 # %% ../../nbs/training/01_data.ipynb #0000002f
 def load_wikitext2(

@@ -87,7 +87,9 @@ class CausalAttention(nn.Module):
     "Each position looks at itself and those before it"
     def __init__(self, dim: int, heads: int = 4):
         super().__init__()
-        self.heads, self.qkv, self.out = heads, nn.Linear(dim, 3 * dim, bias=False), nn.Linear(dim, dim, bias=False)
+        self.heads = heads
+        self.qkv = nn.Linear(dim, 3 * dim, bias=False)
+        self.out = nn.Linear(dim, dim, bias=False)
         nn.init.zeros_(self.out.weight)
 
     def forward(self, x):  # (batch, time, dim)
@@ -111,8 +113,10 @@ class Block(nn.Module):
     def __init__(self, layer: nn.Module, dim: int, hidden_dim: int, heads: int):
         super().__init__()
         linear = lambda a, b: nn.Linear(a, b, bias=False) if a != b else nn.Identity()
-        self.recent, self.norm, self.attention = Recent(dim), nn.LayerNorm(dim), CausalAttention(dim, heads)
-        self.moe_norm, self.down, self.layer, self.up = nn.LayerNorm(dim), linear(dim, hidden_dim), layer, linear(hidden_dim, dim)
+        self.recent = Recent(dim)
+        self.norm, self.attention = nn.LayerNorm(dim), CausalAttention(dim, heads)
+        self.moe_norm, self.layer = nn.LayerNorm(dim), layer
+        self.down, self.up = linear(dim, hidden_dim), linear(hidden_dim, dim)
 
     def forward(self, x):  # (batch, time, dim)
         x = self.recent(x)

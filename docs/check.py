@@ -20,7 +20,7 @@ PICTURES = '''async () => {
     await new Promise(done => { const look = n => [...document.querySelectorAll('.plotly-figure')].every(e => e.querySelector('.main-svg')) || !n ? done() : setTimeout(look, 50, n - 1); look(200); });
     return [...[...document.images].filter(image => !image.naturalWidth).map(image => image.src.slice(0, 100)), ...[...document.querySelectorAll('.plotly-figure')].filter(e => !e.querySelector('.main-svg')).map(e => e.id)]; }'''
 WIDTH = '[document.documentElement.scrollWidth, innerWidth]'
-LINKS = "[...document.querySelectorAll('a[href]')].map(a => a.href)"
+LINKS = "[...document.querySelectorAll('a[href]')].map(a => a.href.baseVal === undefined ? a.href : new URL(a.href.baseVal, location).href)"  # in a drawing, a link is an object
 NAMES = "[...document.querySelectorAll('[id], a[name]')].map(e => e.id || e.name)"
 
 

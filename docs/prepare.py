@@ -1,17 +1,31 @@
 "nbdev's processed notebooks, docs/ and the plotly script as sources for Sphinx: python docs/prepare.py _proc _site"
-import itertools, json, re, shutil, sys
+import ast, itertools, json, re, shutil, sys
 from pathlib import Path
 
 import nbformat, yaml
 from plotly.offline import get_plotlyjs
+
+import house
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent
 GIT = 'https://github.com/lah-nb/lah_nb'
 MARKDOWN = nbformat.v4.new_markdown_cell
 PLOTLY = 'application/vnd.plotly.v1+json'
-FLOORS = [('network', '00', 'Peers, calls, and a hash table of signed records that expire'), ('mixture', '05', 'What an expert is, who hosts it, who is chosen, and the layer that is all of them'), ('swarm', '09a', 'Start, join, lend, and see who is there'),
-          ('training', '12', 'Data, models, and the trainer with several batches in flight'), ('people', '15', 'Pictures, live views, and the command')]
+FLOORS = {
+    'network': 'Peers, calls, and a hash table of signed records that expire',
+    'mixture': 'What an expert is, who hosts it, who is chosen, and the layer that is all of them',
+    'swarm': 'Start, join, lend, and see who is there',
+    'training': 'Data, models, and the trainer with several batches in flight',
+    'views': 'Live views, panels and still pictures',
+    'command': 'The `lah-nb` command, and what an operator needs'}
+
+
+def code_of(source):
+    "The code of a cell, folded: the library is meant to be read"
+    cell = nbformat.v4.new_code_cell(re.sub(r'^#\|.*\n?', '', source, flags=re.M))
+    cell.metadata = {'tags': ['hide-input'], 'mystnb': {'code_prompt_show': 'Show the code', 'code_prompt_hide': 'Hide the code'}}
+    return cell
 
 
 def front_matter(source):
@@ -23,7 +37,8 @@ def front_matter(source):
 def api(text, page, used):
     "An entry of the reference: nbdev's `show_doc`, in plain Markdown, with a label to link to"
     text = text.removeprefix('---\n\n')
-    text = re.sub(r'\[source\]\((?:%s)?(/blob[^)]*)\)\{[^}]*\}' % re.escape(GIT), rf'<a class="source" href="{GIT}\1">source</a>', text).replace('collections.abc.', '')
+    text = re.sub(r'\[source\]\((?:%s)?(/blob[^)]*)\)\{[^}]*\}' % re.escape(GIT), rf'<a class="source" href="{GIT}\1">source</a>', text)
+    text = re.sub(r'\b(?:__main__|collections\.abc|lah_nb(?:\.\w+)+)\.(?=[A-Za-z_])', '', text)  # `Call`, wherever it lives
     def heading(found):
         name = label(page, found[1])
         target = '' if name in used else f'({name})=\n\n'  # `Span` and `span` are one label to Sphinx: it goes to the first
@@ -32,19 +47,27 @@ def api(text, page, used):
     return re.sub(r'^### (\S+)$', heading, text, flags=re.M)
 
 
+def defined(source):
+    "The names that a cell defines, in order; a patched method with its class, as `show_doc` calls it"
+    for node in ast.parse(source).body:
+        patched = any('patch' in ast.dump(decorator) for decorator in getattr(node, 'decorator_list', ()))
+        if patched: yield f'{ast.unparse(node.args.args[0].annotation)}.{node.name}'
+        elif hasattr(node, 'name'): yield node.name
+
+
 def label(page, name): return f'api-{page}-{name.lower()}'
 
 
 def links(text, labels):
     "Links between notebooks, and from names to their entries, as they are on the site"
-    text = re.sub(r'\]\(/(\w+)\.html#([\w.]+)\)', lambda m: f'](#{label(m[1], m[2])})' if label(m[1], m[2]) in labels else f']({m[1]}.ipynb)', text)
-    text = re.sub(r'\]\((?:\.\./)*(?:nbs/)?(?:tutorials/)?(\d\d\w?_\w+)\.ipynb\)', lambda m: f']({page_name(m[1])}.ipynb)', text)
+    text = re.sub(r'\]\(/(?:\w+/)?(\w+)\.html#([\w.]+)\)', lambda m: f'](#{label(m[1], m[2])})' if label(m[1], m[2]) in labels else f']({m[1]}.ipynb)', text)
+    text = re.sub(r'\]\((?:\.\./)*(?:nbs/)?(?:\w+/)?(\d\d_\w+)\.ipynb\)', lambda m: f']({page_name(m[1])}.ipynb)', text)
     return re.sub(r'^\[!\[Open In Colab\].*$', '', text, flags=re.M)
 
 
 def page_name(stem):
-    "03a_peer -> peer; tutorials keep their number"
-    return f'tutorial_{stem}' if (ROOT/'nbs/tutorials'/f'{stem}.ipynb').exists() else re.sub(r'^\d+\w*?_', '', stem)
+    "07_host -> host; tutorials keep their number"
+    return f'tutorial_{stem}' if (ROOT/'nbs/tutorials'/f'{stem}.ipynb').exists() else re.sub(r'^\d+_', '', stem)
 
 
 def figure(data, n):
@@ -63,6 +86,7 @@ def with_pictures(text, notebooks):
     def shown(found):
         page, source = found[1], found[2]
         return next(figure(output.data[PLOTLY], next(figures)) for cell in notebooks[page].cells if source in cell.source for output in cell.get('outputs', []) if PLOTLY in output.get('data', {}))
+    text = text.replace('<!-- the house -->', f'<div class="picture">\n{house.svg()}\n</div>')
     text = re.sub(r'^<!-- (\w+\.svg) -->$', lambda m: f'<div class="picture">\n{(HERE/m[1]).read_text(encoding="utf-8")}</div>', text, flags=re.M)
     return re.sub(r'^<!-- (\w+): (.+) -->$', shown, text, flags=re.M)
 
@@ -81,13 +105,11 @@ class Pages:
         colab = f' · <a href="https://colab.research.google.com/github/{GIT.removeprefix("https://github.com/")}/{path}">run it in Colab</a>' if 'tutorials' in path else ''
         return f'<p class="notebook-link"><a href="{GIT}/{path}">this page as a notebook</a>{colab}</p>'
 
-    def api(self):
-        "The library's pages by floor"
-        pages = [(path.name.partition('_')[0], page) for page, path in self.paths.items() if 'tutorials' not in str(path)]
-        for n, (floor, first, about) in enumerate(FLOORS):
-            below = FLOORS[n + 1][1] if n + 1 < len(FLOORS) else '~'
-            here = [page for number, page in sorted(pages) if first <= number < below]
-            yield f'## {floor.capitalize()}\n\n{about}.\n\n' + '\n'.join(f'- [{self.about[page]["title"]}]({page}.ipynb): {self.about[page]["description"]}' for page in here) + '\n\n```{toctree}\n:hidden:\n\n' + '\n'.join(here) + '\n```\n'
+    def floor(self, floor):
+        "A page for a floor: what is on it, in reading order"
+        here = [page for page, path in self.paths.items() if str(path.parent) == floor]
+        lines = [f'- [{self.about[page]["title"]}]({page}.ipynb): {self.about[page]["description"]}' for page in here]
+        return f'# {floor.capitalize()}\n\n{FLOORS[floor]}.\n\n' + '\n'.join(lines) + '\n\n```{toctree}\n:hidden:\n\n' + '\n'.join(here) + '\n```\n'
 
     def outputs(self, cell, figures):
         kept = []
@@ -100,27 +122,43 @@ class Pages:
             kept.append(output)
         return kept
 
-    def cells(self, nb, page):
-        seen, used, figures = set(), set(), itertools.count(1)
-        for cell in nb.cells:
-            cell.metadata = {}
-            if cell.cell_type == 'raw':
-                if meta := front_matter(cell.source): yield MARKDOWN(f'# {meta.get("title", page)}\n\n*{meta.get("description", "")}*\n\n{self.whence(page)}')
-            elif cell.cell_type == 'markdown':
-                if 'AUTOGENERATED' not in cell.source: yield MARKDOWN(links(cell.source, self.labels))
-            elif re.search(r'^#\|\s*output: asis', cell.source, re.M):
-                for output in cell.outputs:
-                    text = output.get('data', {}).get('text/markdown')
-                    if text and text not in seen: yield MARKDOWN(links(api(text, page, used), self.labels))
-                    seen.add(text)
+    def entries(self, page, used):
+        "name -> its entry of the reference, from what `show_doc` printed"
+        for cell in self.notebooks[page].cells:
+            if not re.search(r'^#\|\s*output: asis', cell.source, re.M): continue
+            name = re.search(r'show_doc\(([\w.]+)', cell.source)
+            for output in cell.outputs:
+                if text := output.get('data', {}).get('text/markdown'): yield name[1], links(api(text, page, used), self.labels)
+
+    def chapter(self, page):
+        "The cells of a library page in the order of its notebook: what a cell defines, then its code, folded"
+        processed, used = {cell.id: cell for cell in self.notebooks[page].cells}, set()
+        entries = dict(self.entries(page, used))
+        for cell in nbformat.read(ROOT/'nbs'/self.paths[page], 4).cells:
+            if cell.cell_type == 'code' and re.search(r'^#\|\s*export\s*$', cell.source, re.M):
+                names = list(defined(cell.source))
+                for name in names:
+                    if name in entries: yield MARKDOWN(entries.pop(name))
+                if names or not re.search(r'^(?:import|from) ', cell.source, re.M): yield code_of(cell.source)
+            elif cell.id in processed: yield processed[cell.id]
+
+    def cells(self, page):
+        figures, nb = itertools.count(1), self.notebooks[page]
+        library = 'tutorials' not in str(self.paths[page])
+        yield MARKDOWN(f'# {self.about[page].get("title", page)}\n\n*{self.about[page].get("description", "")}*\n\n{self.whence(page)}')
+        for cell in (self.chapter(page) if library else nb.cells):
+            if cell.cell_type == 'raw' or 'AUTOGENERATED' in cell.source or library and cell.source.startswith('# '): continue
+            if cell.cell_type == 'markdown': yield MARKDOWN(links(cell.source, self.labels))
+            elif 'hide-input' in cell.metadata.get('tags', []): yield cell
             else:
+                cell.metadata = {}
                 cell.source = re.sub(r'^#\|.*\n?', '', cell.source, flags=re.M)
                 cell.outputs = self.outputs(cell, figures)
                 if cell.source.strip(): yield cell
 
     def write(self, folder):
         for page, nb in self.notebooks.items():
-            nb.cells = list(self.cells(nb, page))
+            nb.cells = list(self.cells(page))
             nb.metadata.setdefault('kernelspec', {}).update(name='python3', display_name='python3', language='python')
             nbformat.write(nb, folder/f'{page}.ipynb')
 
@@ -129,7 +167,7 @@ def main(proc, site):
     site.mkdir()
     pages = Pages(proc)
     for path in HERE.glob('*.md'): (site/path.name).write_text(with_pictures(path.read_text(encoding='utf-8'), pages.notebooks), encoding='utf-8')
-    (site/'api.md').write_text('# The library\n\nThe library is written as notebooks; each page explains a part, defines it, and shows it at work. Five floors, each in reading order:\n\n' + '\n'.join(pages.api()), encoding='utf-8')
+    for floor in FLOORS: (site/f'floor_{floor}.md').write_text(pages.floor(floor), encoding='utf-8')
     pages.write(site)
     for path in [*(path for kind in ('png', 'gif') for path in HERE.glob(f'*.{kind}')), HERE/'conf.py', ROOT/'settings.ini']: shutil.copy(path, site)
     for name in ('benchmarks/README.md', 'CHANGELOG.md', 'CONTRIBUTING.md'):

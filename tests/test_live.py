@@ -6,7 +6,7 @@ import pytest
 
 from lah_nb.views import Shown, Ticker, place_peers
 from lah_nb.views.live import curve_svg, image
-from lah_nb.views.swarm_view import STATES, encode_frame, Scene
+from lah_nb.views.swarm_view import SHOWN_STATES, encode_frame, Scene
 from lah_nb import SwarmView
 from lah_nb.views.training_view import MOST_POINTS, Curve
 
@@ -46,10 +46,10 @@ def test_who_leaves_is_gone_and_keeps_place_and_experts():
     told = moment(A, own='me')
     scene.update(told)
     info, frame = encode_frame(scene, told, {})
-    assert [STATES[s] for s in frame[:3]] == ['alive', 'gone', 'trainer'] and scene.hosts[1] == [2] and info['own'] == 2 and info['status'].startswith('1 of 2 peers alive')
+    assert [SHOWN_STATES[s] for s in frame[:3]] == ['alive', 'gone', 'trainer'] and scene.hosts[1] == [2] and info['own'] == 2 and info['status'].startswith('1 of 2 peers alive')
     told = moment(A, B, own='me')
     scene.update(told)
-    assert STATES[encode_frame(scene, told, {})[1][1]] == 'alive' and len(scene.peers) == 3
+    assert SHOWN_STATES[encode_frame(scene, told, {})[1][1]] == 'alive' and len(scene.peers) == 3
 
 
 def test_those_long_gone_leave_the_picture():
@@ -70,7 +70,7 @@ def test_those_long_gone_leave_the_picture():
 def test_a_peer_known_from_links_only_is_none_of_ours():
     scene, told = Scene(), moment(A, links=[('a', 'bootstrap')], own='me')
     scene.update(told)
-    assert [STATES[s] for s in encode_frame(scene, told, {})[1][:3]] == ['alive', 'trainer', 'trainer']
+    assert [SHOWN_STATES[s] for s in encode_frame(scene, told, {})[1][:3]] == ['alive', 'trainer', 'trainer']
 
 
 def test_a_peer_that_goes_silent_keeps_its_experts():
@@ -78,7 +78,7 @@ def test_a_peer_that_goes_silent_keeps_its_experts():
     scene.update(moment(A))
     told = moment(peer('a', state='silent'))
     scene.update(told)
-    assert scene.hosts == [[0, 1]] and STATES[encode_frame(scene, told, {})[1][0]] == 'silent'
+    assert scene.hosts == [[0, 1]] and SHOWN_STATES[encode_frame(scene, told, {})[1][0]] == 'silent'
 
 
 def test_what_a_frame_says():

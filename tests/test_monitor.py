@@ -50,7 +50,7 @@ def test_load_calls_and_history():
 
 
 def test_it_asks_nobody_when_nobody_looks(monkeypatch):
-    monkeypatch.setattr('lah_nb.monitor.READ_FOR', 0.5)
+    monkeypatch.setattr('lah_nb.swarm.monitor.READ_FOR', 0.5)
     with Swarm.local(peers=1, experts='ffn.[0:4]', hidden_dim=16) as swarm:
         swarm.monitor.wait(lambda told: told['experts'] == 4)
         time.sleep(2.5)

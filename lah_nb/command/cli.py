@@ -8,84 +8,170 @@ __all__ = ['COMMANDS', 'make_parser', 'main']
 # %% ../../nbs/command/05_cli.ipynb #00000003
 import argparse, json, logging, os, signal, sys, threading, time
 from contextlib import ExitStack
+from functools import partial
 
 import lah_nb
 from .logs import say, set_up_logs
 
 # %% ../../nbs/command/05_cli.ipynb #00000006
-def _count(text: str) -> int:
+_log = logging.getLogger('lah_nb')
+
+def _positive(text: str) -> int:
+    "At least 1"
     if text.isascii() and text.isdigit() and (n := int(text)): return n
     raise argparse.ArgumentTypeError(f'a number of at least 1 is wanted, not {text!r}')
 
 def _grid(text: str) -> tuple[int, ...]:
-    try: return tuple(map(_count, text.lower().split('x')))
-    except argparse.ArgumentTypeError: raise argparse.ArgumentTypeError(f'a grid is written like 8x8, not {text!r}') from None
+    "Its size in each dimension, like 8x8"
+    try: return tuple(map(_positive, text.lower().split('x')))
+    except argparse.ArgumentTypeError:
+        raise argparse.ArgumentTypeError(f'a grid is written like 8x8, not {text!r}') from None
 
-def _endpoint(text: str) -> dict:
+def _endpoint(text: str) -> dict:  # host, port
+    "A port, or HOST:PORT; an IPv6 address stands in brackets"
     host, _, port = text.rpartition(':')
-    if not port.isdigit() or int(port) > 65535: raise argparse.ArgumentTypeError(f'a port, or HOST:PORT, is wanted, not {text!r}')
+    if not port.isdigit() or int(port) > 65535:
+        raise argparse.ArgumentTypeError(f'a port, or HOST:PORT, is wanted, not {text!r}')
     return {'host': host.strip('[]') or '127.0.0.1', 'port': int(port)}
 
 def _new_file(text: str) -> str:
+    "A file that can be written: better to know before hours of training"
     folder = os.path.dirname(os.path.abspath(text))
-    if not os.access(folder, os.W_OK): raise argparse.ArgumentTypeError(f'{folder} is no folder to write into')
-    return text
+    if os.access(folder, os.W_OK): return text
+    raise argparse.ArgumentTypeError(f'{folder} is no folder to write into')
+
+# %% ../../nbs/command/05_cli.ipynb #00000043
+_JOIN = 'address of a peer in the swarm; may be repeated'
+_DEFAULT = '(default: %(default)s)'
+
+def _add_metrics(p):
+    p.add_argument(
+        '--metrics', type=_endpoint, metavar='[HOST:]PORT',
+        help='answer Prometheus there, at /metrics (HOST by default: 127.0.0.1)')
 
 # %% ../../nbs/command/05_cli.ipynb #00000008
 def _add_peer(commands):
-    p = commands.add_parser('peer', help='host experts, or be a bootstrap peer', description='Host experts until interrupted. The first line of stdout when it can serve: ready MULTIADDR. '
-                            'Without --experts it is a bootstrap peer, through which others join; with --volunteer it finds out by itself which experts the swarm needs most.')
-    p.add_argument('--join', action='append', default=[], metavar='ADDR', help='address of a peer in the swarm; may be repeated; none: begin a new swarm')
-    p.add_argument('--experts', metavar='PATTERN', help='uids to host, like "ffn.[0:8].[0:8]"')
-    p.add_argument('--volunteer', action='store_true', help='host the experts that are needed most, as many as half of the free memory holds and --num-experts allows (default: 16); never give up when the connection is lost')
-    p.add_argument('--prefix', metavar='NAME', help='with --volunteer: the grid to help (default: the one that needs it most)')
-    p.add_argument('--num-experts', type=_count, metavar='N', help='take N free uids of the pattern (default: all of them)')
-    p.add_argument('--expert-cls', default='ffn', metavar='NAME', help='registered class of the experts (default: %(default)s)')
-    p.add_argument('--expert-file', metavar='FILE', help='Python file that registers your own class')
-    p.add_argument('--hidden-dim', type=_count, default=64, metavar='H', help='width of the experts (default: %(default)s)')
-    p.add_argument('--listen', action='append', metavar='MULTIADDR', help='where to listen (default: /ip4/127.0.0.1/tcp/0; for other computers: /ip4/0.0.0.0/tcp/4001; "none": only dial out; a volunteer: /ip4/0.0.0.0/tcp/0)')
-    p.add_argument('--identity', metavar='FILE', help='file that keeps the peer id over restarts (a volunteer has one of its own)')
-    p.add_argument('--optimizer', default='adam', choices=['adam', 'amsgrad', 'sgd'], help='of each expert (default: %(default)s)')
-    p.add_argument('--lr', type=float, default=1e-3, help='learning rate of the experts (default: %(default)s)')
-    p.add_argument('--checkpoint-dir', metavar='DIR', help='read experts from here at the start, save them here regularly and on leaving')
-    p.add_argument('--device', help='torch device (default: cpu; a volunteer uses an accelerator if there is one)')
-    p.add_argument('--relay', action='store_true', help='pass on traffic for peers that nobody can dial (libp2p circuit relay v2)')
-    p.add_argument('--metrics', type=_endpoint, metavar='[HOST:]PORT', help='answer Prometheus there, at /metrics (HOST by default: 127.0.0.1)')
-    p.add_argument('--owned', action='store_true', help='end when stdin closes (for a process that starts this one)')
+    about = '''Host experts until interrupted. The first line of stdout when it can serve: ready MULTIADDR.
+        Without --experts it is a bootstrap peer, through which others join; with --volunteer it finds out
+        by itself which experts the swarm needs most.'''
+    p = commands.add_parser('peer', help='host experts, or be a bootstrap peer', description=about)
+    p.add_argument('--join', action='append', default=[], metavar='ADDR', help=f'{_JOIN}; none: begin a new swarm')
+    _add_hosting(p)
+    _add_reach(p)
+    _add_upkeep(p)
     p.set_defaults(run=_peer)
     return p
 
-def _peer(args) -> dict:
-    import trio
-    from lah_nb.swarm.hosting import log, run_peer
-    options = {name: getattr(args, name) for name in ('num_experts', 'expert_file', 'join', 'identity', 'optimizer', 'lr', 'checkpoint_dir', 'relay')}
-    listen = [addr for addr in args.listen or [f'/ip4/{"0.0.0.0" if args.volunteer else "127.0.0.1"}/tcp/0'] if addr != 'none']
-    if args.volunteer: from lah_nb.swarm.lending import lend
-    if args.metrics: from lah_nb.command.metrics import Metrics, in_trio, peer_metrics
-    summary = {}
-    async def main():
-        tell, commands = trio.open_memory_channel(16)
-        async with trio.open_nursery() as nursery:
-            stop = trio.Event()
-            if args.owned: _obey_stdin(stop, tell, trio.lowlevel.current_trio_token())
-            nursery.start_soon(_stop_on_signal, stop, summary, nursery.cancel_scope)
-            def ready(server):
-                summary.update(peer_id=server.network.peer_id, server=server, start=time.time())
-                if metrics: metrics.collect = in_trio(lambda: peer_metrics(server))
-                log.info('ready', extra={'peer_id': server.network.peer_id, 'addrs': server.network.reach, 'experts': len(server.experts)})
-                print('ready', *(server.network.reach or [f'/p2p/{server.network.peer_id}']), flush=True)
-            common = dict(options, listen=listen, ready=ready, stop=stop)
-            if args.volunteer: await lend(**common, prefix=args.prefix, device=args.device, commands=commands, tell=_tell_owner if args.owned else lambda status: None)
-            else: await run_peer(**common, experts=args.experts, expert_cls=args.expert_cls, hidden_dim=args.hidden_dim, device=args.device or 'cpu')
-            nursery.cancel_scope.cancel()
-    with ExitStack() as stack:
-        metrics = stack.enter_context(Metrics(**args.metrics)) if args.metrics else None
-        if metrics: say(f'metrics: {metrics.url}', url=metrics.url)
-        trio.run(main)
-    if not (server := summary.get('server')): return {'peer_id': None, 'experts': 0, 'updates': 0, 'seconds': 0.}
-    return {'peer_id': summary['peer_id'], 'experts': len(server.experts), 'updates': sum(e.updates for e in server.experts.values()), 'seconds': time.time() - summary['start']}
+# %% ../../nbs/command/05_cli.ipynb #0000004f
+def _add_hosting(p):
+    "Which experts"
+    p.add_argument('--experts', metavar='PATTERN', help='uids to host, like "ffn.[0:8].[0:8]"')
+    p.add_argument(
+        '--volunteer', action='store_true',
+        help='host the experts that are needed most, as many as half of the free memory holds and --num-experts '
+             'allows (default: 16); never give up when the connection is lost')
+    p.add_argument(
+        '--prefix', metavar='NAME',
+        help='with --volunteer: the grid to help (default: the one that needs it most)')
+    p.add_argument(
+        '--num-experts', type=_positive, metavar='N',
+        help='take N free uids of the pattern (default: all of them)')
+    p.add_argument('--expert-cls', default='ffn', metavar='NAME', help=f'registered class of the experts {_DEFAULT}')
+    p.add_argument('--expert-file', metavar='FILE', help='Python file that registers your own class')
+    p.add_argument('--hidden-dim', type=_positive, default=64, metavar='H', help=f'width of the experts {_DEFAULT}')
+
+# %% ../../nbs/command/05_cli.ipynb #00000044
+def _add_reach(p):
+    "How others reach it, and what it is called"
+    p.add_argument(
+        '--listen', action='append', metavar='MULTIADDR',
+        help='where to listen (default: /ip4/127.0.0.1/tcp/0; for other computers: /ip4/0.0.0.0/tcp/4001; '
+             '"none": only dial out; a volunteer: /ip4/0.0.0.0/tcp/0)')
+    p.add_argument(
+        '--identity', metavar='FILE',
+        help='file that keeps the peer id over restarts (a volunteer has one of its own)')
+
+# %% ../../nbs/command/05_cli.ipynb #00000050
+def _add_upkeep(p):
+    "How the experts learn, where they are kept, and who watches"
+    optimizers = ['adam', 'amsgrad', 'sgd']
+    p.add_argument('--optimizer', default='adam', choices=optimizers, help=f'of each expert {_DEFAULT}')
+    p.add_argument('--lr', type=float, default=1e-3, help=f'learning rate of the experts {_DEFAULT}')
+    p.add_argument(
+        '--checkpoint-dir', metavar='DIR',
+        help='read experts from here at the start, save them here regularly and on leaving')
+    p.add_argument('--device', help='torch device (default: cpu; a volunteer uses an accelerator if there is one)')
+    p.add_argument(
+        '--relay', action='store_true',
+        help='pass on traffic for peers that nobody can dial (libp2p circuit relay v2)')
+    _add_metrics(p)
+    p.add_argument(
+        '--owned', action='store_true',
+        help='end when stdin closes (for a process that starts this one)')
+
+# %% ../../nbs/command/05_cli.ipynb #00000046
+_TO_HOST = 'num_experts', 'expert_file', 'join', 'identity', 'optimizer', 'lr', 'checkpoint_dir', 'relay'
+
+def _hosting(args, commands):
+    "What serves, still without `ready` and `stop`"
+    anywhere = '0.0.0.0' if args.volunteer else '127.0.0.1'
+    listen = [addr for addr in args.listen or [f'/ip4/{anywhere}/tcp/0'] if addr != 'none']
+    options = {name: getattr(args, name) for name in _TO_HOST}
+    if not args.volunteer:
+        from lah_nb.swarm.hosting import run_peer
+        kind = dict(experts=args.experts, expert_cls=args.expert_cls, hidden_dim=args.hidden_dim)
+        return partial(run_peer, listen=listen, device=args.device or 'cpu', **kind, **options)
+    from lah_nb.swarm.lending import lend
+    tell = _tell_owner if args.owned else lambda status: None
+    help_with = dict(prefix=args.prefix, commands=commands, tell=tell)
+    return partial(lend, listen=listen, device=args.device, **help_with, **options)
 
 def _tell_owner(status: dict): print('status', json.dumps(status), flush=True)
+
+# %% ../../nbs/command/05_cli.ipynb #00000051
+def _peer(args) -> dict:
+    import trio
+    tell, commands = trio.open_memory_channel(16)
+    host = _hosting(args, commands)
+    serving = {}  # the `server` and since when, as soon as it can serve
+    with ExitStack() as stack:
+        metrics = _open_metrics(args, stack)
+        trio.run(_serve, host, serving, metrics, tell if args.owned else None)
+    if not serving: return {'peer_id': None, 'experts': 0, 'updates': 0, 'seconds': 0.}
+    server, experts = serving['server'], serving['server'].experts
+    updates = sum(expert.updates for expert in experts.values())
+    seconds = time.time() - serving['start']
+    return {'peer_id': server.network.peer_id, 'experts': len(experts), 'updates': updates, 'seconds': seconds}
+
+# %% ../../nbs/command/05_cli.ipynb #00000052
+def _open_metrics(args, stack: ExitStack):
+    "The address to ask for numbers, where one is wanted; before the peer can serve, it has none to tell"
+    if not args.metrics: return None
+    from lah_nb.command.metrics import Metrics
+    metrics = stack.enter_context(Metrics(**args.metrics))
+    say(f'metrics: {metrics.url}', url=metrics.url)
+    return metrics
+
+# %% ../../nbs/command/05_cli.ipynb #00000047
+async def _serve(host, serving: dict, metrics, tell):
+    "Serve until a signal comes or, for a child, its owner is gone"
+    import trio
+    stop = trio.Event()
+    async with trio.open_nursery() as nursery:
+        if tell: _obey_stdin(stop, tell, trio.lowlevel.current_trio_token())
+        nursery.start_soon(_stop_on_signal, stop, serving, nursery.cancel_scope)
+        await host(ready=partial(_ready, serving=serving, metrics=metrics), stop=stop)
+        nursery.cancel_scope.cancel()
+
+def _ready(server, *, serving: dict, metrics):
+    "Say where it can be reached, now that it can serve"
+    serving.update(server=server, start=time.time())
+    if metrics:
+        from lah_nb.command.metrics import in_trio, peer_metrics
+        metrics.collect = in_trio(lambda: peer_metrics(server))
+    host = server.network
+    _log.info('ready', extra={'peer_id': host.peer_id, 'addrs': host.reach, 'experts': len(server.experts)})
+    print('ready', *(host.reach or [f'/p2p/{host.peer_id}']), flush=True)
 
 # %% ../../nbs/command/05_cli.ipynb #00000009
 async def _stop_on_signal(stop, serving, scope):
@@ -96,7 +182,7 @@ async def _stop_on_signal(stop, serving, scope):
             stop.set()
 
 def _obey_stdin(stop, tell, token, patience: float = 8.):
-    "A child does what its kernel says, line by line, and dies with it: when the pipe from it closes, in order; and if that takes too long, anyway"
+    "A child does what its kernel says, line by line, and dies with it"
     import trio
     def pass_on(line):
         try: tell.send_nowait(line)
@@ -113,8 +199,9 @@ def _obey_stdin(stop, tell, token, patience: float = 8.):
 
 # %% ../../nbs/command/05_cli.ipynb #0000000b
 def _add_status(commands):
-    p = commands.add_parser('status', help='show a swarm', description='The peers of a swarm, their experts and their load.')
-    p.add_argument('--join', action='append', required=True, metavar='ADDR', help='address of a peer in the swarm; may be repeated')
+    about = 'The peers of a swarm, their experts and their load.'
+    p = commands.add_parser('status', help='show a swarm', description=about)
+    p.add_argument('--join', action='append', required=True, metavar='ADDR', help=_JOIN)
     p.add_argument('--watch', action='store_true', help='look again every second, until Ctrl-C')
     p.set_defaults(run=_status)
     return p
@@ -129,10 +216,13 @@ def _status(args) -> dict:
     if not args.watch: console.print(snapshot)
     return snapshot.to_dict()
 
+# %% ../../nbs/command/05_cli.ipynb #00000049
 def _watch(swarm, console):
     from rich.live import Live
     from lah_nb.swarm.snapshot import Snapshot
-    now = lambda: (told := swarm.monitor.read()) and Snapshot(told['peers'], told['links'], told['served'], told['benched'])
+    def now():
+        told = swarm.monitor.read()
+        return told and Snapshot(told['peers'], told['links'], told['served'], told['benched'])
     swarm.monitor.wait(lambda told: told['peers'], timeout=5.)
     try:
         with Live(now(), console=console, refresh_per_second=2) as live:
@@ -141,10 +231,17 @@ def _watch(swarm, console):
                 live.update(now())
     except KeyboardInterrupt: pass  # the way to end it
 
+# %% ../../nbs/command/05_cli.ipynb #0000004b
+_MARKS = {'good': '[green]✓[/]', 'note': '[yellow]•[/]', 'bad': '[red]✗[/]'}
+
 def _add_doctor(commands):
-    p = commands.add_parser('doctor', help='is this computer ready?', description='Look at versions, memory, ports and, with --join, at the way to a swarm; say what to do where something is wrong.')
-    p.add_argument('--join', action='append', default=[], metavar='ADDR', help='address of a peer of a swarm that should be reached; may be repeated')
-    p.add_argument('--port', type=int, default=4001, help='at which a peer would listen (default: %(default)s)')
+    about = '''Look at versions, memory, ports and, with --join, at the way to a swarm;
+        say what to do where something is wrong.'''
+    p = commands.add_parser('doctor', help='is this computer ready?', description=about)
+    p.add_argument(
+        '--join', action='append', default=[], metavar='ADDR',
+        help='address of a peer of a swarm that should be reached; may be repeated')
+    p.add_argument('--port', type=int, default=4001, help=f'at which a peer would listen {_DEFAULT}')
     p.set_defaults(run=_doctor)
     return p
 
@@ -153,47 +250,77 @@ def _doctor(args) -> dict:
     from rich.console import Console
     from rich.table import Column, Table
     from lah_nb.command.doctor import examine
-    checks, table = examine(args.join, port=args.port), Table('', 'what', *(Column(name, overflow='fold') for name in ('found', 'what to do')))  # an address cut short helps nobody
-    for check in checks: table.add_row({'good': '[green]✓[/]', 'note': '[yellow]•[/]', 'bad': '[red]✗[/]'}[check.state], check.what, check.found, check.remedy)
+    checks = examine(args.join, port=args.port)
+    table = Table('', 'what', Column('found', overflow='fold'), Column('what to do', overflow='fold'))
+    for check in checks: table.add_row(_MARKS[check.state], check.what, check.found, check.remedy)
     Console(stderr=args.json).print(table)
-    return {'good': not any(check.state == 'bad' for check in checks), 'checks': [asdict(check) for check in checks]}
+    good = not any(check.state == 'bad' for check in checks)
+    return {'good': good, 'checks': [asdict(check) for check in checks]}
 
 # %% ../../nbs/command/05_cli.ipynb #0000000d
-def _add_training(p, *, report, k):
-    p.add_argument('--k', type=_count, default=k, help=f'experts for each row (default: {k or "by the recipe"})')
-    p.add_argument('--batch-size', type=_count, metavar='N', help='rows in a batch (default: 32; 128 for mnist, 16 for wikitext2)')
-    p.add_argument('--steps', type=_count, metavar='N', help='batches to train on (default: depends on the data)')
-    p.add_argument('--seconds', type=float, metavar='S', help='stop training after this long, if the steps are not done by then')
-    p.add_argument('--in-flight', type=_count, metavar='N', help='batches in flight at a time (default: 4)')
-    p.add_argument('--lr', type=float, metavar='LR', help='learning rate of the trainer (default: depends on the data)')
-    p.add_argument('--compression', default='none', choices=['none', 'float16', 'bfloat16', 'blockwise8'], help='of rows and gradients on the wire (default: %(default)s)')
-    p.add_argument('--seed', type=int, default=0, help='(default: %(default)s)')
-    p.add_argument('--report', type=_new_file, metavar='FILE', default=report, help='write a self-contained HTML page' + (' (default: %(default)s)' if report else ''))
+_CODECS = ['none', 'float16', 'bfloat16', 'blockwise8']
 
+def _add_training(p, *, report: str | None, k: int | None):
+    "What `demo` and `train` have in common"
+    p.add_argument('--k', type=_positive, default=k, help=f'experts for each row (default: {k or "by the recipe"})')
+    p.add_argument(
+        '--batch-size', type=_positive, metavar='N',
+        help='rows in a batch (default: 32; 128 for mnist, 16 for wikitext2)')
+    p.add_argument(
+        '--steps', type=_positive, metavar='N',
+        help='batches to train on (default: depends on the data)')
+    p.add_argument(
+        '--seconds', type=float, metavar='S',
+        help='stop training after this long, if the steps are not done by then')
+    p.add_argument('--in-flight', type=_positive, metavar='N', help='batches in flight at a time (default: 4)')
+    p.add_argument(
+        '--lr', type=float, metavar='LR',
+        help='learning rate of the trainer (default: depends on the data)')
+    wire = f'of rows and gradients on the wire {_DEFAULT}'
+    p.add_argument('--compression', default='none', choices=_CODECS, help=wire)
+    p.add_argument('--seed', type=int, default=0, help=_DEFAULT)
+    page = 'write a self-contained HTML page' + (f' {_DEFAULT}' if report else '')
+    p.add_argument('--report', type=_new_file, metavar='FILE', default=report, help=page)
+
+# %% ../../nbs/command/05_cli.ipynb #00000053
 def _run(args) -> dict:
     from lah_nb.command import runs
     return getattr(runs, args.command)(args)
 
+# %% ../../nbs/command/05_cli.ipynb #0000004c
 def _add_demo(commands):
-    p = commands.add_parser('demo', help='train on a swarm of local peers, and kill one of them', description='Start a swarm of processes on this computer, train a classifier on it, kill a peer midway, go on, and write a report. '
-                            'Needs no network and no files with --data digits.')
-    p.add_argument('--data', default='digits', choices=['digits', 'mnist'], help='(default: %(default)s)')
-    p.add_argument('--peers', type=_count, default=4, metavar='N', help='(default: %(default)s)')
+    about = '''Start a swarm of processes on this computer, train a classifier on it, kill a peer midway, go on,
+        and write a report. Needs no network and no files with --data digits.'''
+    brief = 'train on a swarm of local peers, and kill one of them'
+    p = commands.add_parser('demo', help=brief, description=about)
+    p.add_argument('--data', default='digits', choices=['digits', 'mnist'], help=_DEFAULT)
+    p.add_argument('--peers', type=_positive, default=4, metavar='N', help=_DEFAULT)
     p.add_argument('--grid', type=_grid, default=(8, 8), metavar='RxC', help='grid of experts (default: 8x8)')
-    p.add_argument('--hidden-dim', type=_count, default=64, metavar='H', help='width of the experts (default: %(default)s)')
-    p.add_argument('--kill-at', type=int, metavar='STEP', help='kill a peer by SIGKILL at this step; 0: never (default: midway)')
+    p.add_argument('--hidden-dim', type=_positive, default=64, metavar='H', help=f'width of the experts {_DEFAULT}')
+    p.add_argument(
+        '--kill-at', type=int, metavar='STEP',
+        help='kill a peer by SIGKILL at this step; 0: never (default: midway)')
     _add_training(p, report='report.html', k=4)
     p.set_defaults(run=_run)
     return p
 
+# %% ../../nbs/command/05_cli.ipynb #00000054
 def _add_train(commands):
-    p = commands.add_parser('train', help='train on an existing swarm', description='Train a model whose big layers are the experts of an existing swarm.')
+    about = 'Train a model whose big layers are the experts of an existing swarm.'
+    p = commands.add_parser('train', help='train on an existing swarm', description=about)
     p.add_argument('data', choices=['digits', 'mnist', 'wikitext2'])
-    p.add_argument('--join', action='append', required=True, metavar='ADDR', help='address of a peer in the swarm; may be repeated')
-    p.add_argument('--uid-prefix', metavar='NAME', help='grid of experts to train (default: the only one there is)')
-    p.add_argument('--dense-seconds', type=float, metavar='S', help='afterwards train a dense model of the same shape for S seconds in this process, to compare speed (default: 20 for wikitext2, else 0)')
-    p.add_argument('--tensorboard', metavar='DIR', help='write the history there for TensorBoard (pip install "lah_nb[tensorboard]")')
-    p.add_argument('--metrics', type=_endpoint, metavar='[HOST:]PORT', help='answer Prometheus there, at /metrics (HOST by default: 127.0.0.1)')
+    p.add_argument('--join', action='append', required=True, metavar='ADDR', help=_JOIN)
+    p.add_argument(
+        '--uid-prefix', metavar='NAME',
+        help='grid of experts to train (default: the only one there is)')
+    p.add_argument(
+        '--dense-seconds', type=float, metavar='S',
+        help='afterwards train a dense model of the same shape for S seconds in this process, to compare speed '
+             '(default: 20 for wikitext2, else 0)')
+    p.add_argument(
+        '--tensorboard', metavar='DIR',
+        help='write the history there for TensorBoard (pip install "lah_nb[tensorboard]")')
+    _add_metrics(p)
     _add_training(p, report=None, k=None)
     p.set_defaults(run=_run)
     return p
@@ -206,18 +333,23 @@ class _Completion(argparse.Action):
     def __call__(self, parser, namespace, shell, option_string=None):
         import shtab
         files = {'FILE': shtab.FILE, 'DIR': shtab.DIRECTORY}
-        for p in next(action.choices.values() for action in parser._actions if isinstance(action.choices, dict)):
+        commands = next(action.choices for action in parser._actions if isinstance(action.choices, dict))
+        for p in commands.values():
             for action in p._actions:
                 if action.metavar in files: action.complete = files[action.metavar]
         print(shtab.complete(parser, shell))
         parser.exit()
 
+# %% ../../nbs/command/05_cli.ipynb #0000004d
 def make_parser() -> argparse.ArgumentParser:
     "All commands and their options"
-    parser = argparse.ArgumentParser(prog='lah-nb', description='Train large neural networks on computers that volunteers lend.',
-                                     epilog='To have commands and options completed in bash: source <(lah-nb --completion bash)')
+    parser = argparse.ArgumentParser(
+        prog='lah-nb', description='Train large neural networks on computers that volunteers lend.',
+        epilog='To have commands and options completed in bash: source <(lah-nb --completion bash)')
     parser.add_argument('--version', action='version', version=f'lah-nb {lah_nb.__version__}')
-    parser.add_argument('--completion', action=_Completion, choices=['bash', 'zsh', 'fish'], metavar='SHELL', help='print a script that completes commands and options in bash, zsh or fish')
+    parser.add_argument(
+        '--completion', action=_Completion, choices=['bash', 'zsh', 'fish'], metavar='SHELL',
+        help='print a script that completes commands and options in bash, zsh or fish')
     commands = parser.add_subparsers(dest='command', required=True, metavar='COMMAND')
     for add in COMMANDS:
         p = add(commands)

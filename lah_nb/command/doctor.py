@@ -24,6 +24,11 @@ class Check:
     found: str
     remedy: str = ''
 
+def _check(what: str, good: bool, found: str, remedy: str, *, otherwise: str = 'note') -> Check:
+    "What is good needs no remedy"
+    return Check(what, 'good', found) if good else Check(what, otherwise, found, remedy)
+
+# %% ../../nbs/command/03_doctor.ipynb #0000000e
 def examine(
     join: Sequence[str] = (),  # addresses of a swarm to reach
     *,
@@ -37,43 +42,66 @@ NEEDED = 'torch', 'libp2p', 'trio', 'msgpack', 'safetensors'
 FOR_NOTEBOOKS = 'ipywidgets', 'anywidget', 'plotly', 'networkx'
 
 def _software() -> Iterator[Check]:
-    now = sys.version_info
-    yield Check('Python', 'good' if (3, 10) <= now < (3, 14) else 'note', platform.python_version(), '' if (3, 10) <= now < (3, 14) else 'tested are 3.10 to 3.13')
+    tested = (3, 10) <= sys.version_info < (3, 14)
+    yield _check('Python', tested, platform.python_version(), 'tested are 3.10 to 3.13')
     for name in (*NEEDED, *FOR_NOTEBOOKS):
+        how = f'pip install {name}' + (f' (see {HELP}#fastecdsa)' if name == 'libp2p' else '')
         try: yield Check(name, 'good', version(name))
-        except PackageNotFoundError: yield Check(name, 'bad' if name in NEEDED else 'note', 'not installed', f'pip install {name}' + (f' (see {HELP}#fastecdsa)' if name == 'libp2p' else ''))
+        except PackageNotFoundError: yield Check(name, 'bad' if name in NEEDED else 'note', 'not installed', how)
 
-def _machine() -> Iterator[Check]:
-    cores, free = os.cpu_count() or 1, psutil.virtual_memory().available
-    yield Check('cores', 'good' if cores > 1 else 'note', str(cores), '' if cores > 1 else 'peers and trainer will take turns')
-    yield Check('free memory', 'good' if free > 2 << 30 else 'note' if free > 700 << 20 else 'bad', f'{free / 2**30:.1f} GiB', '' if free > 2 << 30 else 'a peer takes about 0.35 GiB and its experts; start fewer')
-    try:
-        import torch
-        yield Check('accelerator', 'good' if torch.cuda.is_available() else 'note', torch.cuda.get_device_name(0) if torch.cuda.is_available() else 'none that torch can use', '' if torch.cuda.is_available() else 'small experts do well on a CPU')
-    except ImportError: pass  # said above
-    disk = shutil.disk_usage(os.path.expanduser('~')).free
-    yield Check('free disk', 'good' if disk > 1 << 30 else 'note', f'{disk / 2**30:.1f} GiB', '' if disk > 1 << 30 else 'checkpoints and data sets need some')
-    drift = abs(time.time() - time.monotonic() - _started)
-    yield Check('clock', 'good' if drift < 2 else 'note', 'steady' if drift < 2 else f'jumped by {drift:.0f} s', '' if drift < 2 else 'records carry the time they have left, so swarms bear it; logs will not')
-    folder = os.environ.get('LAH_DATA')
-    yield Check('LAH_DATA', 'good' if folder and os.path.isdir(folder) else 'note', 'set' if folder else 'not set', '' if folder and os.path.isdir(folder) else 'data sets are downloaded on first use; or name a folder that has them')
-
+# %% ../../nbs/command/03_doctor.ipynb #00000011
 _started = time.time() - time.monotonic()
 
+def _machine() -> Iterator[Check]:
+    cores = os.cpu_count() or 1
+    yield _check('cores', cores > 1, str(cores), 'peers and trainer will take turns')
+    yield _memory()
+    yield from _accelerator()
+    disk = shutil.disk_usage(os.path.expanduser('~')).free
+    yield _check('free disk', disk > 1 << 30, f'{disk / 2**30:.1f} GiB', 'checkpoints and data sets need some')
+    drift = abs(time.time() - time.monotonic() - _started)
+    steady, jumped = drift < 2, 'records carry the time they have left, so swarms bear it; logs will not'
+    yield _check('clock', steady, 'steady' if steady else f'jumped by {drift:.0f} s', jumped)
+    folder = os.environ.get('LAH_DATA')
+    there = bool(folder) and os.path.isdir(folder)
+    download = 'data sets are downloaded on first use; or name a folder that has them'
+    yield _check('LAH_DATA', there, 'set' if folder else 'not set', download)
+
+# %% ../../nbs/command/03_doctor.ipynb #00000017
+def _memory() -> Check:
+    free = psutil.virtual_memory().available
+    remedy = 'a peer takes about 0.35 GiB and its experts; start fewer'
+    otherwise = 'note' if free > 700 << 20 else 'bad'
+    return _check('free memory', free > 2 << 30, f'{free / 2**30:.1f} GiB', remedy, otherwise=otherwise)
+
+def _accelerator() -> Iterator[Check]:
+    try: import torch
+    except ImportError: return  # said above
+    there = torch.cuda.is_available()
+    name = torch.cuda.get_device_name(0) if there else 'none that torch can use'
+    yield _check('accelerator', there, name, 'small experts do well on a CPU')
+
+# %% ../../nbs/command/03_doctor.ipynb #00000014
 def _port(port: int) -> Check:
+    elsewhere = 'a peer of this computer can listen at another: --listen /ip4/0.0.0.0/tcp/0'
     with socket.socket() as s:
         try: s.bind(('0.0.0.0', port))
-        except OSError as error: return Check(f'port {port}', 'note', error.strerror, 'a peer of this computer can listen at another: --listen /ip4/0.0.0.0/tcp/0')
-    return Check(f'port {port}', 'good', 'free', '')
+        except OSError as error: return Check(f'port {port}', 'note', error.strerror, elsewhere)
+    return Check(f'port {port}', 'good', 'free')
 
 # %% ../../nbs/command/03_doctor.ipynb #00000008
+_SILENT = 'its peers cannot be reached from here: do they announce addresses of a network that you are not in?'
+
+def _all_heard(told: dict) -> bool: return told['peers'] and all(peer['state'] != 'silent' for peer in told['peers'])
+
 def _reach(addr: str) -> Check:
     from lah_nb.swarm.swarm import Swarm
     try:
-        with Swarm.join(addr, timeout=10.) as swarm:
-            said = swarm.monitor.wait(lambda told: told['peers'] and all(peer['state'] != 'silent' for peer in told['peers']), timeout=5.)
-            alive = [peer for peer in said['peers'] if peer['state'] == 'alive']
-            ping = min((peer['latency'] for peer in alive), default=None)
-            return Check('swarm', 'good' if alive else 'bad', f'{len(alive)} of {len(said["peers"])} peers answer, {said["experts"]} experts' + (f', the nearest in {1e3 * ping:.0f} ms' if ping else ''),
-                         '' if alive else 'its peers cannot be reached from here: do they announce addresses of a network that you are not in?')
-    except LahError as error: return Check('swarm', 'bad', error.text, f'see {HELP}#{error.see}' if error.see else '')
+        with Swarm.join(addr, timeout=10.) as swarm: told = swarm.monitor.wait(_all_heard, timeout=5.)
+    except LahError as error:
+        return Check('swarm', 'bad', error.text, f'see {HELP}#{error.see}' if error.see else '')
+    alive = [peer for peer in told['peers'] if peer['state'] == 'alive']
+    found = f'{len(alive)} of {len(told["peers"])} peers answer, {told["experts"]} experts'
+    ping = min((peer['latency'] for peer in alive), default=None)
+    if ping: found += f', the nearest in {1e3 * ping:.0f} ms'
+    return _check('swarm', bool(alive), found, _SILENT, otherwise='bad')

@@ -15,9 +15,13 @@ _USUAL = {*vars(logging.makeLogRecord({})), 'message', 'asctime', 'taskName'}
 class JsonLines(logging.Formatter):
     "A log record as one line of JSON"
     def format(self, record: logging.LogRecord) -> str:
-        said = {'time': datetime.fromtimestamp(record.created, timezone.utc).isoformat(timespec='milliseconds'), 'level': record.levelname.lower(), 'logger': record.name, 'message': record.getMessage()}
+        when = datetime.fromtimestamp(record.created, timezone.utc)
+        said = {
+            'time': when.isoformat(timespec='milliseconds'), 'level': record.levelname.lower(),
+            'logger': record.name, 'message': record.getMessage()}
         if record.exc_info: said['exception'] = self.formatException(record.exc_info)
-        return json.dumps(said | {key: value for key, value in vars(record).items() if key not in _USUAL | said.keys()}, default=str)
+        extra = {key: value for key, value in vars(record).items() if key not in _USUAL | said.keys()}
+        return json.dumps(said | extra, default=str)
 
 # %% ../../nbs/command/01_logs.ipynb #00000009
 _voice = logging.getLogger('lah_nb.command')
@@ -30,21 +34,25 @@ def say(
     "For people, so that stdout stays with the programs"
     _voice.log(level, text, extra=fields)
 
-def _to(stream, formatter: logging.Formatter) -> logging.Handler:
-    handler = logging.StreamHandler(stream)
-    handler.setFormatter(formatter)
-    handler.of_lah = True
-    return handler
-
+# %% ../../nbs/command/01_logs.ipynb #0000000d
 def set_up_logs(
     *,
     verbose: bool = False,  # log what happens, not only what goes wrong
     as_json: bool = False,  # one JSON object a line, of what happens too
 ):
     "Send what is logged and said to stderr; called once, by a command"
-    usual, root = _to(sys.stderr, JsonLines() if as_json else logging.Formatter('%(asctime)s %(name)s %(levelname)s %(message)s')), logging.getLogger()
-    root.handlers = [*(other for other in root.handlers if not hasattr(other, 'of_lah')), usual]  # a program that calls `main` keeps its own
+    plain = logging.Formatter('%(asctime)s %(name)s %(levelname)s %(message)s')
+    usual = _to(sys.stderr, JsonLines() if as_json else plain)
+    root = logging.getLogger()
+    root.handlers = [*(other for other in root.handlers if not hasattr(other, 'of_lah')), usual]
     root.setLevel(logging.INFO if verbose or as_json else logging.WARNING)
     logging.captureWarnings(as_json)
-    _voice.handlers, _voice.propagate = [usual if as_json else _to(sys.stderr, logging.Formatter('%(message)s'))], False
+    _voice.handlers = [usual if as_json else _to(sys.stderr, logging.Formatter('%(message)s'))]
+    _voice.propagate = False
     _voice.setLevel(logging.INFO)
+
+def _to(stream, formatter: logging.Formatter) -> logging.Handler:
+    handler = logging.StreamHandler(stream)
+    handler.setFormatter(formatter)
+    handler.of_lah = True
+    return handler

@@ -6,7 +6,7 @@
 __all__ = ['Metrics', 'in_trio', 'peer_metrics', 'trainer_metrics']
 
 # %% ../../nbs/command/02_metrics.ipynb #00000003
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 
 import trio
 from prometheus_client import CollectorRegistry, ProcessCollector, start_http_server
@@ -26,23 +26,35 @@ class Metrics:
         host: str = '127.0.0.1',
         port: int = 0,  # 0: any free one
     ):
-        registry, self.collect = CollectorRegistry(), collect
+        self.collect = collect
+        registry = CollectorRegistry()
         registry.register(self)
         ProcessCollector(registry=registry)  # memory, CPU time, open files
         try: self._server, self._thread = start_http_server(port, addr=host, registry=registry)
-        except (OSError, OverflowError) as error: raise ListenError(f'no metrics at {host}:{port} ({getattr(error, "strerror", None) or error}); choose another port, or 0 for any') from None
-        self._thread.name, self.url = 'lah-metrics', f'http://{host}:{self._server.server_port}/metrics'
+        except (OSError, OverflowError) as error: raise _no_metrics(host, port, error) from None
+        self._thread.name = 'lah-metrics'
+        self.url = f'http://{host}:{self._server.server_port}/metrics'
 
     def close(self):
         "Answer nobody any more"
-        self._server.shutdown(), self._server.server_close(), self._thread.join(2.)
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join(2.)
 
     def __repr__(self): return f'Metrics({self.url})'
     def __enter__(self) -> 'Metrics': return self
     def __exit__(self, *exc): self.close()
 
-def in_trio(read: Callable[[], Iterable[Metric]]) -> Callable[[], Iterable[Metric]]:
-    "`read`, for other threads to call: it runs in the trio loop that is running now, and gives nothing once that has ended"
+# %% ../../nbs/command/02_metrics.ipynb #00000014
+def _no_metrics(host: str, port: int, error: Exception) -> ListenError:
+    why = getattr(error, 'strerror', None) or error
+    return ListenError(f'no metrics at {host}:{port} ({why}); choose another port, or 0 for any')
+
+# %% ../../nbs/command/02_metrics.ipynb #00000010
+def in_trio(
+    read: Callable[[], Iterable[Metric]],
+) -> Callable[[], Iterable[Metric]]:
+    "`read`, for other threads to call: in the trio loop that is running now; nothing, once that has ended"
     token = trio.lowlevel.current_trio_token()
     def collect():
         try: return trio.from_thread.run_sync(read, trio_token=token)
@@ -50,34 +62,73 @@ def in_trio(read: Callable[[], Iterable[Metric]]) -> Callable[[], Iterable[Metri
     return collect
 
 # %% ../../nbs/command/02_metrics.ipynb #0000000a
-def _numbers(kind, **about): return [kind(f'lah_{name}', text, value) for name, (text, value) in about.items()]
+def _counter(name: str, text: str, value: float) -> Metric: return CounterMetricFamily(f'lah_{name}', text, value)
+def _gauge(name: str, text: str, value: float) -> Metric: return GaugeMetricFamily(f'lah_{name}', text, value)
 
-def _by(kind, name: str, text: str, label: str, values: dict) -> Metric:
-    family = kind(f'lah_{name}', text, labels=[label])
+def _counters(name: str, text: str, label: str, values: Mapping[str, float]) -> Metric:
+    "One counter for each value of a label"
+    family = CounterMetricFamily(f'lah_{name}', text, labels=[label])
     for key, value in values.items(): family.add_metric([key], value)
     return family
 
-def peer_metrics(server: Server) -> list[Metric]:
+# %% ../../nbs/command/02_metrics.ipynb #00000013
+def peer_metrics(
+    server: Server,
+) -> list[Metric]:
     "What a peer has done so far, and what it does now"
-    experts, stats, host = list(server.experts.values()), server.runtime.stats(), server.network
+    return [_who(server), *_done(server), *_now(server)]
+
+def _who(server: Server) -> Metric:
+    experts = list(server.experts.values())
+    device = str(experts[0].device) if experts else ''
+    known = {'peer_id': server.network.peer_id, 'version': lah_nb.__version__, 'device': device}
+    return InfoMetricFamily('lah_peer', 'Who this is', known)
+
+# %% ../../nbs/command/02_metrics.ipynb #00000016
+def _done(server: Server) -> list[Metric]:
+    "What only grows"
+    experts, stats = list(server.experts.values()), server.runtime.stats()
+    traffic = server.network.traffic
     total = lambda name: sum(getattr(expert, name) for expert in experts)
-    about = InfoMetricFamily('lah_peer', 'Who this is', {'peer_id': host.peer_id, 'version': lah_nb.__version__, 'device': str(experts[0].device) if experts else ''})
-    return [about, _by(CounterMetricFamily, 'rows', 'Rows computed', 'direction', {'forward': total('rows_forward'), 'backward': total('rows_backward')}),
-            _by(CounterMetricFamily, 'bytes', 'Bytes over the links with other peers', 'direction', {'sent': host.traffic.sent, 'received': host.traffic.received}),
-            _by(CounterMetricFamily, 'requests', 'Requests of others that were taken up', 'method', dict(host.traffic.served)),
-            *_numbers(CounterMetricFamily, updates=('Steps of the optimizers', total('updates')), refused=('Gradients refused because they were not finite', total('refused')),
-                      batches=('Batches computed', stats['batches']), dropped=('Parts of calls that were not done by their deadline', stats['dropped'])),
-            *_numbers(GaugeMetricFamily, experts=('Experts hosted', len(experts)), queued_rows=('Rows that wait', stats['queued_rows']), busy_ratio=('Share of the last seconds spent computing', stats['busy']),
-                      connected_peers=('Peers with an open connection', len(host.connected())), known_peers=('Peers in the routing table', len(server.dht.peers)),
-                      uptime_seconds=('Seconds since it began to serve', trio.current_time() - server.started))]
+    rows = {'forward': total('rows_forward'), 'backward': total('rows_backward')}
+    links = {'sent': traffic.sent, 'received': traffic.received}
+    return [
+        _counters('rows', 'Rows computed', 'direction', rows),
+        _counters('bytes', 'Bytes over the links with other peers', 'direction', links),
+        _counters('requests', 'Requests of others that were taken up', 'method', dict(traffic.served)),
+        _counter('updates', 'Steps of the optimizers', total('updates')),
+        _counter('refused', 'Gradients refused because they were not finite', total('refused')),
+        _counter('batches', 'Batches computed', stats['batches']),
+        _counter('dropped', 'Parts of calls that were not done by their deadline', stats['dropped'])]
+
+# %% ../../nbs/command/02_metrics.ipynb #00000015
+def _now(server: Server) -> list[Metric]:
+    "What goes up and down"
+    stats, host = server.runtime.stats(), server.network
+    return [
+        _gauge('experts', 'Experts hosted', len(server.experts)),
+        _gauge('queued_rows', 'Rows that wait', stats['queued_rows']),
+        _gauge('busy_ratio', 'Share of the last seconds spent computing', stats['busy']),
+        _gauge('connected_peers', 'Peers with an open connection', len(host.connected())),
+        _gauge('known_peers', 'Peers in the routing table', len(server.dht.peers)),
+        _gauge('uptime_seconds', 'Seconds since it began to serve', trio.current_time() - server.started)]
 
 # %% ../../nbs/command/02_metrics.ipynb #0000000c
+_LAST = {
+    'loss': 'Loss of the last batch',
+    'staleness': 'Steps made while the last batch was away',
+    'lr': 'Learning rate'}
+
 def trainer_metrics(
     trainer,  # a `Trainer`
 ) -> list[Metric]:
     "How a training run goes"
     last = next(iter(trainer.rows(-1)), {})
-    return [*_numbers(CounterMetricFamily, train_steps=('Steps', trainer.step), train_samples=('Samples, or tokens, trained on', trainer.samples), train_failed_calls=('Calls to peers that failed', last.get('failed_calls', 0)),
-                       train_hedged_calls=('Calls made again elsewhere because one was late or lost', last.get('hedged_calls', 0))),
-            *_numbers(GaugeMetricFamily, train_batches_in_flight=('Batches in flight', trainer.flying)),
-            *_numbers(GaugeMetricFamily, **{f'train_{name}': (text, last[name]) for name, text in (('loss', 'Loss of the last batch'), ('staleness', 'Steps made while the last batch was away'), ('lr', 'Learning rate')) if name in last})]
+    failed, hedged = last.get('failed_calls', 0), last.get('hedged_calls', 0)
+    return [
+        _counter('train_steps', 'Steps', trainer.step),
+        _counter('train_samples', 'Samples, or tokens, trained on', trainer.samples),
+        _counter('train_failed_calls', 'Calls to peers that failed', failed),
+        _counter('train_hedged_calls', 'Calls made again elsewhere because one was late or lost', hedged),
+        _gauge('train_batches_in_flight', 'Batches in flight', trainer.flying),
+        *(_gauge(f'train_{name}', text, last[name]) for name, text in _LAST.items() if name in last)]

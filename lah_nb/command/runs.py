@@ -8,6 +8,7 @@ __all__ = ['LENGTHS', 'demo', 'train']
 # %% ../../nbs/command/04_runs.ipynb #00000003
 import math, os, time
 from argparse import Namespace
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 
@@ -18,36 +19,58 @@ from ..swarm.hosting import Grid
 from .logs import say
 from .metrics import Metrics, trainer_metrics
 from ..training.models import dense_ffn
-from ..training.recipes import RECIPES
+from ..training.recipes import RECIPES, Recipe
 from ..swarm.swarm import Swarm
 from ..training.tensorboard import TensorBoard
-from ..training.trainer import call_stats
+from ..training.trainer import Trainer, call_stats
 from ..views.figures import cost_of_event, report
 from ..errors import LahError
 
 # %% ../../nbs/command/04_runs.ipynb #00000006
-LENGTHS = {'digits': dict(steps=700, seconds=None), 'mnist': dict(steps=4500, seconds=400.), 'wikitext2': dict(steps=None, seconds=520.)}
+LENGTHS = {  # steps, or seconds, or whichever is over first
+    'digits': dict(steps=700, seconds=None),
+    'mnist': dict(steps=4500, seconds=400.),
+    'wikitext2': dict(steps=None, seconds=520.)}
 
-def _recipe(args, grid=None):
+def _recipe(args: Namespace, grid: Grid) -> Recipe:
     "The recipe with what was asked for instead, and what the swarm has"
-    asked = {'batch_size': args.batch_size, 'in_flight': args.in_flight, 'lr': args.lr, 'k': args.k}
+    asked = {name: getattr(args, name) for name in ('batch_size', 'in_flight', 'lr', 'k')}
     recipe = replace(RECIPES[args.data], **{name: value for name, value in asked.items() if value is not None})
-    if grid is None: return recipe
-    # one more dimension than the recipe's: the first tells the layers apart; otherwise all layers share the grid
-    return replace(recipe, hidden_dim=grid.hidden_dim, prefix=grid.prefix, **(dict(layers=grid.size[0], grid=grid.size[1:]) if recipe.layers > 1 and len(grid.size) == len(recipe.grid) + 1 else dict(grid=grid.size)))
+    layers, size = recipe.layers, grid.size
+    if layers > 1 and len(size) == len(recipe.grid) + 1:
+        layers, *size = size  # the first dimension tells the layers apart; without it all layers share the grid
+    return replace(recipe, hidden_dim=grid.hidden_dim, prefix=grid.prefix, layers=layers, grid=tuple(size))
 
-def _layers(recipe, swarm, grid, args) -> list:
+def _layers(recipe: Recipe, swarm: Swarm, grid: Grid, args: Namespace) -> list[DMoE]:
     prefixes = recipe.prefixes if recipe.grid != grid.size else [grid.prefix] * recipe.layers
-    return [DMoE(swarm, recipe.hidden_dim, grid=recipe.grid, uid_prefix=prefix, k=recipe.k, route=recipe.route, compression=args.compression) for prefix in prefixes]
+    options = dict(k=recipe.k, route=recipe.route, compression=args.compression)
+    return [DMoE(swarm, recipe.hidden_dim, grid=recipe.grid, uid_prefix=prefix, **options) for prefix in prefixes]
 
-def _fit(args, trainer, recipe, data, *, on_step=(), eval_every=None) -> dict:
-    length = LENGTHS[args.data] if args.steps is None and args.seconds is None else dict(steps=args.steps, seconds=args.seconds)
+# %% ../../nbs/command/04_runs.ipynb #00000043
+def _trainer(args: Namespace, recipe: Recipe, layers: list, data) -> Trainer:
+    shown = not (args.json or args.log_json)  # a bar is for people
+    return recipe.trainer(recipe.model(layers, data), seed=args.seed, progress=shown)
+
+# %% ../../nbs/command/04_runs.ipynb #0000004b
+def _fit_and_test(
+    args: Namespace,
+    trainer: Trainer,
+    recipe: Recipe,
+    data,
+    *,
+    on_step: Sequence[Callable[[dict], None]] = (),
+    eval_every: int | None = None,
+) -> dict:  # of `Trainer.evaluate`
+    own = dict(steps=args.steps, seconds=args.seconds)
+    length = LENGTHS[args.data] if own == dict(steps=None, seconds=None) else own
     listeners = [*on_step, *([_now_and_then()] if args.log_json else [])]
-    try: trainer.fit(data, **length, on_step=lambda row: [tell(row) for tell in listeners], eval_every=eval_every)
+    tell_all = lambda row: [tell(row) for tell in listeners]
+    try: trainer.fit(data, **length, on_step=tell_all, eval_every=eval_every)
     except KeyboardInterrupt: say(f'interrupted at step {trainer.step}: evaluating what there is')
     return trainer.evaluate(data, **dict(recipe.tests))
 
-def _now_and_then(every: float = 5.):  # seconds
+# %% ../../nbs/command/04_runs.ipynb #0000004e
+def _now_and_then(every: float = 5.) -> Callable[[dict], None]:  # seconds
     "Where no bar can show how it goes"
     due = 0.
     def tell(row):
@@ -58,60 +81,100 @@ def _now_and_then(every: float = 5.):  # seconds
     return tell
 
 # %% ../../nbs/command/04_runs.ipynb #00000008
-def _account(args, trainer, tested, experts: int, peers: int, *, killed=0) -> dict:
+def _account(args: Namespace, trainer: Trainer, tested: dict, experts: int, peers: int, *, killed: int = 0) -> dict:
     stats, history = call_stats(trainer.model), trainer.history
-    score = {'perplexity': round(tested['perplexity'], 2)} if 'perplexity' in tested else {'test_accuracy': round(tested['accuracy'], 4)}
-    return {'data': args.data, 'peers': peers, 'experts': experts, 'steps': trainer.step, 'seconds': round(history.seconds.iloc[-1], 2), 'samples_per_s': round(trainer.samples / history.seconds.iloc[-1], 1),
-            'train_loss': round(float(history.loss.tail(50).mean()), 4), 'test_loss': round(tested['loss'], 4), **score, 'killed_peers': killed, 'failed_calls': stats['failed_calls'],
-            'experts_used': sum(n > 0 for n in stats['served'].values()), 'max_violation': round(_max_violation(stats['served'], experts), 3), 'staleness': round(float(history.staleness.mean()), 2),
-            'time_spent': {name: round(seconds, 1) for name, seconds in trainer.time_spent().items()}}
+    seconds, loss = history.seconds.iloc[-1], float(history.loss.tail(50).mean())
+    text = 'perplexity' in tested
+    score = {'perplexity': round(tested['perplexity'], 2)} if text else {'test_accuracy': round(tested['accuracy'], 4)}
+    return {
+        'data': args.data, 'peers': peers, 'experts': experts,
+        'steps': trainer.step, 'seconds': round(seconds, 2), 'samples_per_s': round(trainer.samples / seconds, 1),
+        'train_loss': round(loss, 4), 'test_loss': round(tested['loss'], 4), **score,
+        'killed_peers': killed, 'failed_calls': stats['failed_calls'],
+        'experts_used': sum(n > 0 for n in stats['served'].values()),
+        'max_violation': round(_max_violation(stats['served'], experts), 3),
+        'staleness': round(float(history.staleness.mean()), 2),
+        'time_spent': {name: round(seconds, 1) for name, seconds in trainer.time_spent().items()}}
 
-def _max_violation(served: dict, experts: int) -> float: return max(served.values(), default=0) / max(sum(served.values()), 1) * experts - 1
+def _max_violation(served: Mapping[str, int], experts: int) -> float:
+    most, total = max(served.values(), default=0), max(sum(served.values()), 1)
+    return most / total * experts - 1
 
-def _report(path, trainer, swarm, result, events, dims) -> str:
-    return str(report(path, result=result, history=trainer.history, snapshot=swarm.snapshot().to_dict(), served=call_stats(trainer.model)['served'], spent=trainer.time_spent(), events=events, dims=dims))
+def _report(path: str, trainer: Trainer, swarm: Swarm, result: dict, events: Sequence, grid: Grid) -> str:
+    served, snapshot = call_stats(trainer.model)['served'], swarm.snapshot().to_dict()
+    told = dict(result=result, history=trainer.history, spent=trainer.time_spent(), events=events)
+    return str(report(path, snapshot=snapshot, served=served, dims=len(grid.size), **told))
 
+# %% ../../nbs/command/04_runs.ipynb #00000046
 def _tell(result: dict):
-    unit = 'tokens' if 'perplexity' in result else 'samples'
-    score = f"test accuracy {result['test_accuracy']:.1%}" if 'test_accuracy' in result else f"test perplexity {result['perplexity']:.1f}"
-    say(f"{score} after {result['steps']} steps in {result['seconds']:.0f} s ({result['samples_per_s']:,.0f} {unit}/s); {result['experts_used']} of {result['experts']} experts used, {result['failed_calls']} calls failed", result=result)
-    if dense := result.get('dense_per_s'): say(f"a dense model of the same shape in this process: {dense:,.0f} {unit}/s")
-    if cost := result.get('cost_of_kill'): say(f"the kill cost {cost['failed_calls']:.0f} failed calls and a pause of {cost['longest_gap']:.1f} s; {cost['speed_before']:.0f} {unit}/s before, {cost['speed_after']:.0f} after")
-    if result.get('report'): say(f"report: {result['report']}")
+    r, unit = result, 'tokens' if 'perplexity' in result else 'samples'
+    accuracy = 'test_accuracy' in r
+    score = f"test accuracy {r['test_accuracy']:.1%}" if accuracy else f"test perplexity {r['perplexity']:.1f}"
+    speed = f"{r['steps']} steps in {r['seconds']:.0f} s ({r['samples_per_s']:,.0f} {unit}/s)"
+    used = f"{r['experts_used']} of {r['experts']} experts used, {r['failed_calls']} calls failed"
+    say(f'{score} after {speed}; {used}', result=result)
+    if dense := r.get('dense_per_s'):
+        say(f'a dense model of the same shape in this process: {dense:,.0f} {unit}/s')
+    if cost := r.get('cost_of_kill'):
+        lost = f"{cost['failed_calls']:.0f} failed calls and a pause of {cost['longest_gap']:.1f} s"
+        speeds = f"{cost['speed_before']:.0f} {unit}/s before, {cost['speed_after']:.0f} after"
+        say(f'the kill cost {lost}; {speeds}')
+    if r.get('report'): say(f"report: {r['report']}")
+
+# %% ../../nbs/command/04_runs.ipynb #00000047
+class _Kill:
+    "Kills a peer when training comes to a step; `events` says what was done"
+    def __init__(self, victim, step: int, experts: int):
+        self.victim, self.step = victim, step
+        self.experts = experts  # that it hosts
+        self.events = []
+
+    def __call__(self, row: dict):
+        if row['step'] != self.step: return
+        peer_id = self.victim.peer_id
+        self.victim.kill()
+        name = f'{peer_id[:4]}…{peer_id[-6:]}'
+        self.events.append((self.step, f'peer {name} was killed, and with it {self.experts} of the experts'))
+        say(f'step {self.step}: killed peer {peer_id}', step=self.step, peer_id=peer_id)
+
+    def cost(self, trainer: Trainer) -> dict | None:
+        if not self.events: return None
+        return {name: round(float(value), 2) for name, value in cost_of_event(trainer.history, self.step).items()}
 
 # %% ../../nbs/command/04_runs.ipynb #0000000a
 def demo(
     args: Namespace,  # the options of `lah-nb demo`
-) -> dict:
+) -> dict:  # what is printed as JSON
     "Train on a swarm of local peers, and kill one of them"
     torch.manual_seed(args.seed)
     torch.set_num_threads(1)
     start, grid = time.monotonic(), Grid('ffn', args.grid, 'ffn', args.hidden_dim)
     recipe, experts = _recipe(args, grid), math.prod(grid.size)
     data, steps = recipe.load(), args.steps or LENGTHS[args.data]['steps']
-    kill_at = args.kill_at if args.kill_at is not None else steps // 2 if args.peers > 1 else 0
     say(f'starting {args.peers} peers with {experts} experts ...')
     with Swarm.local(args.peers, grid.pattern, hidden_dim=args.hidden_dim, lr=recipe.expert_lr) as swarm:
-        say(f'they serve after {time.monotonic() - start:.1f} s; look at them from elsewhere with: lah-nb status --join {swarm.addrs[0]}')
-        events, victim = [], swarm.peers[-1]
-        def on_step(row):
-            if row['step'] != kill_at: return
-            victim.kill()
-            events.append((kill_at, f'peer {victim.peer_id[:4]}…{victim.peer_id[-6:]} was killed, and with it {experts // args.peers} of the experts'))
-            say(f'step {kill_at}: killed peer {victim.peer_id}', step=kill_at, peer_id=victim.peer_id)
-        trainer = recipe.trainer(recipe.model(_layers(recipe, swarm, grid, args), data), seed=args.seed, progress=not (args.json or args.log_json))
-        tested = _fit(args, trainer, recipe, data, on_step=[on_step], eval_every=max(steps // 5, 1))
-        result = _account(args, trainer, tested, experts, args.peers, killed=len(events))
-        cost = cost_of_event(trainer.history, kill_at) if events else None
-        result.update(cost_of_kill=cost and {name: round(float(value), 2) for name, value in cost.items()}, total_seconds=round(time.monotonic() - start, 1))
-        if args.report: result['report'] = _report(args.report, trainer, swarm, result, events, len(grid.size))
+        took, look = time.monotonic() - start, f'lah-nb status --join {swarm.addrs[0]}'
+        say(f'they serve after {took:.1f} s; look at them from elsewhere with: {look}')
+        kill = _Kill(swarm.peers[-1], _kill_at(args, steps), experts // args.peers)
+        trainer = _trainer(args, recipe, _layers(recipe, swarm, grid, args), data)
+        tested = _fit_and_test(args, trainer, recipe, data, on_step=[kill], eval_every=max(steps // 5, 1))
+        result = _account(args, trainer, tested, experts, args.peers, killed=len(kill.events))
+        result['cost_of_kill'] = kill.cost(trainer)
+        result['total_seconds'] = round(time.monotonic() - start, 1)
+        if args.report: result['report'] = _report(args.report, trainer, swarm, result, kill.events, grid)
     _tell(result)
     return result
 
-# %% ../../nbs/command/04_runs.ipynb #0000000b
+# %% ../../nbs/command/04_runs.ipynb #0000004c
+def _kill_at(args: Namespace, steps: int) -> int:
+    "At which step; 0: never. A swarm of one peer has none to spare"
+    if args.kill_at is not None: return args.kill_at
+    return steps // 2 if args.peers > 1 else 0
+
+# %% ../../nbs/command/04_runs.ipynb #00000049
 def train(
     args: Namespace,  # the options of `lah-nb train`
-) -> dict:
+) -> dict:  # what is printed as JSON
     "Train on a swarm that others run"
     torch.manual_seed(args.seed)
     torch.set_num_threads(1)
@@ -121,30 +184,44 @@ def train(
         metrics = stack.enter_context(Metrics(**args.metrics)) if args.metrics else None
         if metrics: say(f'metrics: {metrics.url}', url=metrics.url)
         swarm = stack.enter_context(Swarm.join(args.join))
-        grid = _grid_of(swarm, args.uid_prefix)
-        recipe, snapshot = _recipe(args, grid), swarm.snapshot()
-        data = recipe.load()
-        say(f'{snapshot.experts} experts of {grid.pattern} ({grid.expert_cls}, width {grid.hidden_dim}) on {sum(p["alive"] for p in snapshot.peers)} peers; {data}')
-        trainer = recipe.trainer(recipe.model(_layers(recipe, swarm, grid, args), data), seed=args.seed, progress=not (args.json or args.log_json))
-        if metrics: metrics.collect = lambda: trainer_metrics(trainer)
-        tested = _fit(args, trainer, recipe, data, on_step=[board] if board else [])
-        if board: board({'step': trainer.step, **{f'test_{name}': value for name, value in tested.items()}})
-        result = _account(args, trainer, tested, snapshot.experts, len(snapshot.peers))
-        dense_seconds = args.dense_seconds if args.dense_seconds is not None else 20. * (args.data == 'wikitext2')
-        if dense_seconds: result['dense_per_s'] = _dense_speed(recipe, data, dense_seconds)
-        result['total_seconds'] = round(time.monotonic() - start, 1)
-        if args.report: result['report'] = _report(args.report, trainer, swarm, result, [], len(grid.size))
+        result = _train_on(swarm, args, board, metrics, start)
     _tell(result)
     return result
 
-def _grid_of(swarm: Swarm, prefix: str | None) -> Grid:
-    grids = swarm.grids()
-    if found := grids.get(prefix) if prefix else next(iter(grids.values()), None) if len(grids) < 2 else None: return found
-    raise LahError(f'the swarm has the grids {", ".join(grids) or "(none)"}; ' + ('choose one with --uid-prefix' if grids else 'start peers with --experts'), see='grids')
+# %% ../../nbs/command/04_runs.ipynb #0000004d
+def _train_on(swarm: Swarm, args: Namespace, board: TensorBoard | None, metrics: Metrics | None, start: float) -> dict:
+    grid = _grid_of(swarm, args.uid_prefix)
+    recipe, snapshot = _recipe(args, grid), swarm.snapshot()
+    data = recipe.load()
+    experts = f'{snapshot.experts} experts of {grid.pattern} ({grid.expert_cls}, width {grid.hidden_dim})'
+    say(f'{experts} on {sum(peer["alive"] for peer in snapshot.peers)} peers; {data}')
+    trainer = _trainer(args, recipe, _layers(recipe, swarm, grid, args), data)
+    if metrics: metrics.collect = lambda: trainer_metrics(trainer)
+    tested = _fit_and_test(args, trainer, recipe, data, on_step=[board] if board else [])
+    if board: board({'step': trainer.step, **{f'test_{name}': value for name, value in tested.items()}})
+    result = _account(args, trainer, tested, snapshot.experts, len(snapshot.peers))
+    if seconds := _dense_seconds(args): result['dense_per_s'] = _dense_speed(recipe, data, seconds)
+    result['total_seconds'] = round(time.monotonic() - start, 1)
+    if args.report: result['report'] = _report(args.report, trainer, swarm, result, [], grid)
+    return result
 
-def _dense_speed(recipe, data, seconds: float) -> float:
-    "Tokens or samples a second of the same model with dense feed-forward layers, on all the cores that the swarm had"
+# %% ../../nbs/command/04_runs.ipynb #0000000b
+def _grid_of(swarm: Swarm, prefix: str | None) -> Grid:
+    "The grid that was asked for, or the only one"
+    grids = swarm.grids()
+    if prefix in grids: return grids[prefix]
+    if not prefix and len(grids) == 1: return next(iter(grids.values()))
+    remedy = 'choose one with --uid-prefix' if grids else 'start peers with --experts'
+    raise LahError(f'the swarm has the grids {", ".join(grids) or "(none)"}; {remedy}', see='grids')
+
+def _dense_seconds(args: Namespace) -> float:
+    if args.dense_seconds is not None: return args.dense_seconds
+    return 20. if args.data == 'wikitext2' else 0.
+
+def _dense_speed(recipe: Recipe, data, seconds: float) -> float:
+    "Tokens or samples a second of the same model with dense layers, on all the cores that the swarm had"
     torch.set_num_threads(os.cpu_count() or 1)
-    trainer = recipe.trainer(recipe.model([dense_ffn(recipe.hidden_dim) for _ in range(recipe.layers)], data), in_flight=1, progress=False)
+    layers = [dense_ffn(recipe.hidden_dim) for _ in range(recipe.layers)]
+    trainer = recipe.trainer(recipe.model(layers, data), in_flight=1, progress=False)
     trainer.fit(data, seconds=seconds)
     return round(trainer.samples / trainer.history.seconds.iloc[-1], 1)

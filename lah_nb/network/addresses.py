@@ -28,7 +28,8 @@ def split_addr(
     "(peer id, multiaddr) of a full address"
     hint = 'a peer prints its address when it starts, like /ip4/192.0.2.7/tcp/4001/p2p/12D3Koo...'
     try: parsed = Multiaddr(addr.strip())
-    except Exception as error: raise AddressError(f'{addr!r} is not a multiaddr ({_first_line(error)}); {hint}') from None
+    except Exception as error:
+        raise AddressError(f'{addr!r} is not a multiaddr ({_first_line(error)}); {hint}') from None
     peer_id = parsed.get_peer_id()
     if peer_id is None: raise AddressError(f'{addr!r} lacks the /p2p/<peer id> at its end; {hint}')
     return peer_id, str(parsed)
@@ -43,11 +44,16 @@ def listen_addr(text: str) -> Multiaddr:
     try:
         addr = Multiaddr(text)
         addr.value_for_protocol('tcp')
-    except Exception: raise ListenError(f'{text!r} is not an address to listen at over TCP; write it like /ip4/0.0.0.0/tcp/4001') from None
+    except Exception:
+        raise ListenError(f'{text!r} is not an address to listen at over TCP; '
+                          'write it like /ip4/0.0.0.0/tcp/4001') from None
     return addr
 
-_REMEDY = {errno.EADDRINUSE: 'another program has that port; choose another one, or 0 for any', errno.EACCES: 'ports below 1024 are not for everybody; choose a higher one',
-           errno.EADDRNOTAVAIL: 'that is not an address of this computer; 0.0.0.0 stands for all it has'}
+# %% ../../nbs/network/04_addresses.ipynb #00000013
+_REMEDY = {
+    errno.EADDRINUSE: 'another program has that port; choose another one, or 0 for any',
+    errno.EACCES: 'ports below 1024 are not for everybody; choose a higher one',
+    errno.EADDRNOTAVAIL: 'that is not an address of this computer; 0.0.0.0 stands for all it has'}
 
 def check_free(addr: Multiaddr):
     "Raise `ListenError` if another program listens there"
@@ -59,16 +65,23 @@ def check_free(addr: Multiaddr):
             if os.name == 'posix': s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             s.bind((ip, port))
             s.listen(1)
-    except OSError as error: raise ListenError(f'cannot listen at {addr} ({error.strerror}): {_REMEDY.get(error.errno, "choose another address")}') from None
+    except OSError as error:
+        raise ListenError(f'cannot listen at {addr} ({error.strerror}): '
+                          f'{_REMEDY.get(error.errno, "choose another address")}') from None
 
+# %% ../../nbs/network/04_addresses.ipynb #00000015
 def own_addrs(addrs, peer_id: str) -> list[str]:
     "The addresses to give to others: a wildcard becomes the machine's own addresses"
     found = []
     for addr in map(str, addrs):
         addr = addr.partition('/p2p/')[0]
-        ips = [a.address for nic in psutil.net_if_addrs().values() for a in nic if a.family.name == 'AF_INET'] if '/ip4/0.0.0.0/' in addr else ['']
-        found += [f'{addr.replace("0.0.0.0", ip or "0.0.0.0")}/p2p/{peer_id}' for ip in ips]
+        ips = _own_ips() if '/ip4/0.0.0.0/' in addr else ['0.0.0.0']
+        found += [f'{addr.replace("0.0.0.0", ip)}/p2p/{peer_id}' for ip in ips]
     return list(dict.fromkeys(found))
+
+def _own_ips() -> list[str]:
+    cards = psutil.net_if_addrs().values()
+    return [a.address for card in cards for a in card if a.family.name == 'AF_INET']
 
 # %% ../../nbs/network/04_addresses.ipynb #0000000c
 def split_circuit(
@@ -85,5 +98,6 @@ def circuit_addrs(
     most: int = 2,
 ) -> list[str]:
     "Where `peer_id` is reached through a relay; of its addresses those that other computers can use come first"
-    direct = [addr.partition('/p2p/')[0] for addr in addrs if '/p2p-circuit' not in addr]
-    return [f'{addr}/p2p/{relay}/p2p-circuit/p2p/{peer_id}' for addr in sorted(dict.fromkeys(direct), key=lambda addr: '/127.' in addr)[:most]]
+    direct = dict.fromkeys(addr.partition('/p2p/')[0] for addr in addrs if '/p2p-circuit' not in addr)
+    best = sorted(direct, key=lambda addr: '/127.' in addr)[:most]
+    return [f'{addr}/p2p/{relay}/p2p-circuit/p2p/{peer_id}' for addr in best]

@@ -17,7 +17,8 @@ from typing import Protocol
 
 import base58, trio
 from fastcore.basics import patch
-from libp2p import create_identity_from_seed, generate_new_ed25519_identity, generate_peer_id_from, load_identity as read_identity, save_identity
+from libp2p import (create_identity_from_seed, generate_new_ed25519_identity, generate_peer_id_from,
+                    load_identity as read_identity, save_identity)
 from libp2p.crypto.keys import KeyPair
 from nacl.exceptions import BadSignatureError
 from nacl.signing import VerifyKey
@@ -64,13 +65,17 @@ def load_identity(
         save_identity(identity, path)
         os.chmod(path, 0o600)
         return identity
-    except (OSError, ValueError) as error: raise LahError(f'{path} cannot keep the identity of a peer ({str(error).partition(chr(10))[0][:200]}); name another file, or move this one away and a new one is made', see='identity') from None
+    except (OSError, ValueError) as error:
+        why = str(error).partition('\n')[0][:200]
+        raise LahError(f'{path} cannot keep the identity of a peer ({why}); '
+                       'name another file, or move this one away and a new one is made', see='identity') from None
 
 # %% ../../nbs/network/02_calls.ipynb #00000009
 class CallError(LahError):
     "A call that brought no answer"
     def __init__(self, peer_id: str, method: str, why: str):
-        self.peer_id, self.method, self.why = peer_id, method, why
+        self.peer_id, self.method = peer_id, method
+        self.why = why
         super().__init__(f'{method} to peer {peer_id}: {why}')
 
 class Unreachable(CallError):
@@ -99,6 +104,7 @@ Answer = tuple[dict, Sequence[Tensor]]
 Handler = Callable[[Request], Awaitable[Answer]]
 Check = Callable[[str, dict, tuple[Spec, ...]], None]
 
+# %% ../../nbs/network/02_calls.ipynb #00000046
 class Network(Protocol):
     "One peer's view of the network"
     peer_id: str
@@ -107,10 +113,25 @@ class Network(Protocol):
     @property
     def reach(self) -> list[str]:
         "The same, or if it is empty, where others reach it through relays"
-    async def call(self, peer_id: str, method: str, meta: dict, tensors: Sequence[Tensor] = (), *, timeout: float, codec: str = 'none', check: Check | None = None) -> Answer:
-        "Ask `peer_id`; `check` sees the answer's meta and specs before its tensors take memory. Raises `CallError` within `timeout` seconds"
-    def serve(self, method: str, handler: Handler, check: Check | None = None) -> None:
-        "Answer `method` from now on; `check` sees caller, meta and specs before the tensors take memory and raises a `LahError` to refuse"
+    async def call(
+        self,
+        peer_id: str,
+        method: str,
+        meta: dict,
+        tensors: Sequence[Tensor] = (),
+        *,
+        timeout: float,  # seconds
+        codec: str = 'none',  # for the tensors of both ways
+        check: Check | None = None,  # sees the answer's meta and specs before its tensors take memory
+    ) -> Answer:
+        "Ask `peer_id`; raises `CallError` within `timeout` seconds"
+    def serve(
+        self,
+        method: str,
+        handler: Handler,
+        check: Check | None = None,  # sees caller, meta and specs before the tensors take memory
+    ) -> None:
+        "Answer `method` from now on; `check` raises a `LahError` to refuse"
     def learn(self, peer_id: str, addrs: Sequence[str]) -> None:
         "Remember where a peer can be dialled"
     def sign(self, data: bytes) -> bytes:
@@ -135,12 +156,15 @@ def open_envelope(meta: dict, methods: dict[str, Served], longest: float = 600.)
     match meta:
         case {'m': str(method), 't': float() | int() as seconds, 'a': dict(args)} if math.isfinite(seconds): pass
         case _: raise WireError('request without method, time or arguments')
-    if method not in methods: raise LahError(f'this peer does not serve {method[:60]!r}; it serves {", ".join(sorted(methods)) or "nothing"}')
+    if method not in methods:
+        raise LahError(f'this peer does not serve {method[:60]!r}; '
+                       f'it serves {", ".join(sorted(methods)) or "nothing"}')
     return method, min(max(float(seconds), 0.), longest), args
 
 def refusal(error: BaseException) -> dict:
     "The answer that says no"
-    text = error.text if isinstance(error, LahError) else f'{type(error).__name__} in the handler (a bug at the far end; its log has the traceback)'
+    text = f'{type(error).__name__} in the handler (a bug at the far end; its log has the traceback)'
+    if isinstance(error, LahError): text = error.text
     return {'error': [type(error).__name__, text[:2000]]}
 
 def open_answer(peer_id: str, method: str, meta: dict) -> dict:
@@ -154,9 +178,11 @@ def open_answer(peer_id: str, method: str, meta: dict) -> dict:
 class MemoryNetwork:
     "A `Network` between peers of one `MemoryHub`"
     def __init__(self, hub, identity: KeyPair):  # hub: a `MemoryHub`
-        self.hub, self.identity, self.peer_id = hub, identity, peer_id_of(identity)
+        self.hub = hub
+        self.identity, self.peer_id = identity, peer_id_of(identity)
         self.addrs = self.reach = [f'/memory/{self.peer_id}']
-        self.methods, self.silent, self.calls = ping_methods(), False, 0
+        self.methods = ping_methods()
+        self.silent, self.calls = False, 0
 
     def serve(self, method, handler, check=None): self.methods[method] = Served(handler, check)
     def learn(self, peer_id, addrs): pass
@@ -165,7 +191,8 @@ class MemoryNetwork:
 
     async def call(self, peer_id, method, meta, tensors=(), *, timeout, codec='none', check=None):
         self.calls += 1
-        message, there, reply = pack(envelope(method, meta, timeout), tensors, codec), self.hub.peers.get(peer_id), []
+        message = pack(envelope(method, meta, timeout), tensors, codec)
+        there, reply = self.hub.peers.get(peer_id), []
         if there is None: raise Unreachable(peer_id, method, 'no such peer')
         with trio.move_on_after(timeout):
             if self.silent: await trio.sleep_forever()
@@ -200,11 +227,13 @@ async def _answer(self: MemoryNetwork, caller, message, codec, reply, done):
         served = self.methods[method]
         if served.check: served.check(caller, args, header.specs)
         with trio.move_on_after(seconds):
-            meta, tensors = await served.handler(Request(caller, method, args, unpack(header, body)[1], trio.current_time() + seconds))
+            _, sent = unpack(header, body)
+            meta, tensors = await served.handler(Request(caller, method, args, sent, trio.current_time() + seconds))
             reply.append(pack({'ok': meta}, tuple(tensors), codec))
     except LahError as error: reply.append(pack(refusal(error)))
     if not self.silent and reply: done.set()
 
+# %% ../../nbs/network/02_calls.ipynb #00000048
 class MemoryHub:
     "A world of peers in one process; `async with MemoryHub() as hub`, then `hub.peer()`"
     def __init__(
@@ -213,7 +242,8 @@ class MemoryHub:
         seed: int = 0,
     ):
         self.latency = latency if callable(latency) else lambda here, there: latency
-        self.random, self.peers, self.nursery = random.Random(seed), {}, None
+        self.random = random.Random(seed)
+        self.peers, self.nursery = {}, None
 
     def peer(self) -> MemoryNetwork:
         "A new peer of this world"

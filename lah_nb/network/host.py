@@ -6,7 +6,7 @@
 __all__ = ['CONNECT_TIMEOUT', 'PING_AFTER', 'SILENT_AFTER', 'SLOWEST_LINK', 'Host', 'Peer', 'start_owned', 'stop_owned']
 
 # %% ../../nbs/network/07_host.ipynb #00000003
-import os, threading
+import logging, os, threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field as dataclass_field
 
@@ -24,13 +24,15 @@ from multiaddr import Multiaddr
 
 from .addresses import AddressError, ListenError, check_free, listen_addr, own_addrs, split_addr, split_circuit
 from ..errors import LahError
-from .link import Link, Traffic, log, quietly
-from .calls import CallTimeout, PROTOCOLS, Served, Unreachable, envelope, load_identity, new_identity, open_answer, peer_id_of, ping_methods
+from .link import Link, Traffic, quietly
+from .calls import (
+    CallTimeout, PROTOCOLS, Served, Unreachable, envelope, load_identity, new_identity, open_answer, peer_id_of, ping_methods)
 from .portal import close_portal, open_portal
 from .relay import Relay, accept_circuits, dial_circuit
 from .wire import pack, unpack
 
 # %% ../../nbs/network/07_host.ipynb #00000006
+_log = logging.getLogger('lah_nb')
 CONNECT_TIMEOUT = 5.    # seconds to dial, shake hands and open a stream
 PING_AFTER, SILENT_AFTER = 1.5, 4.  # seconds without a byte while calls wait
 SLOWEST_LINK = 1 << 20  # bytes a second; on a slower one, large calls may look like silence
@@ -41,6 +43,7 @@ class _Opening:
     link: Link | None = None
     why: str = ''
 
+# %% ../../nbs/network/07_host.ipynb #0000001d
 class Host:
     "A libp2p host (TCP, Noise, Yamux) as a `Network`; lives in trio"
     def __init__(
@@ -51,17 +54,20 @@ class Host:
         relay: bool = False,  # pass on traffic for peers that nobody can dial (libp2p circuit relay v2)
         punch: bool = False,  # try to replace circuits by direct connections (libp2p DCUtR); opens a port to do so
     ):
-        self.identity, self.relay, self.punch = identity or new_identity(), relay, punch
-        self.peer_id, self.listen = peer_id_of(self.identity), [listen_addr(a) for a in listen]
+        self.identity = identity or new_identity()
+        self.peer_id = peer_id_of(self.identity)
+        self.listen = [listen_addr(a) for a in listen]
+        self.relay, self.punch = relay, punch
         self.methods, self.traffic = ping_methods(), Traffic()
-        self._links, self._opening, self._nursery, self.addrs, self.listening = {}, {}, None, [], []
-        self.circuits, self.relays = [], set()  # where others reach this peer through relays; the relays that may open circuits to it
-        self._puncher, self._retired, self._through, self._doubted = None, [], {}, {}  # links through a relay that are not needed any more; peer -> {relay: its address}; relay -> when a circuit through it failed
-        noise = NoiseTransport(self.identity, noise_privkey=new_x25519().private_key)
-        config = ConnectionConfig(min_connections=0, low_watermark=0, max_connections=2000, high_watermark=1900, dial_timeout=CONNECT_TIMEOUT,
-                                  outbound_upgrade_timeout=CONNECT_TIMEOUT, inbound_upgrade_timeout=CONNECT_TIMEOUT)
-        self._host = libp2p.new_host(key_pair=self.identity, sec_opt={NOISE: noise}, muxer_preference='YAMUX', listen_addrs=self.listen, connection_config=config)
-        self._host.get_network().auto_connector.maybe_connect = _dial_nobody  # it would dial whoever it has heard of, up to half of high_watermark
+        self.addrs, self.listening = [], []  # where it can be dialled; where it listens
+        self.circuits = []      # where others reach this peer through relays
+        self.relays = set()     # the relays that may open circuits to it
+        self._nursery, self._puncher = None, None
+        self._links, self._opening = {}, {}  # both by (peer, protocol)
+        self._retired = []      # links through a relay that are not needed any more
+        self._through = {}      # peer -> {relay: its address}
+        self._doubted = {}      # relay -> when a circuit through it failed
+        self._host = _libp2p_host(self.identity, self.listen)
         for protocol in PROTOCOLS: self._host.set_stream_handler(_protocol_id(protocol), self._inbound(protocol))
         accept_circuits(self._host, self.relays, self._punch)
         if relay: Relay(self._host)
@@ -75,22 +81,42 @@ class Host:
         "What to announce: this peer's addresses, or if it has none, its addresses through relays"
         return list(self.addrs) or list(self.circuits)
 
-    def learn(self, peer_id, addrs):
-        through = dict(filter(None, map(split_circuit, addrs)))
-        direct = {**{relay: [addr] for relay, addr in through.items()}, peer_id: [addr for addr in addrs if not split_circuit(addr)]}
-        try: parsed = [(ID.from_base58(peer), Multiaddr(addr).decapsulate_code(_P2P)) for peer, found in direct.items() for addr in found]
-        except Exception as error: raise AddressError(f'peer {peer_id} is said to be at an address that is none ({error})') from None
-        for peer, addr in parsed: self._host.get_peerstore().add_addr(peer, addr, 10**9)
-        if through: self._through[peer_id] = through
-        elif addrs: self._through.pop(peer_id, None)
+# %% ../../nbs/network/07_host.ipynb #0000001f
+@patch
+def learn(self: Host, peer_id, addrs):
+    through = dict(filter(None, map(split_circuit, addrs)))
+    direct = {relay: [addr] for relay, addr in through.items()}
+    direct[peer_id] = [addr for addr in addrs if not split_circuit(addr)]
+    parsed = []
+    try:
+        for peer, found in direct.items():
+            parsed += [(ID.from_base58(peer), Multiaddr(addr).decapsulate_code(_P2P)) for addr in found]
+    except Exception as error:
+        raise AddressError(f'peer {peer_id} is said to be at an address that is none ({error})') from None
+    for peer, addr in parsed: self._host.get_peerstore().add_addr(peer, addr, 10**9)
+    if through: self._through[peer_id] = through
+    elif addrs: self._through.pop(peer_id, None)
 
-    def parity(self, link) -> int:
-        "Ids of requests are even from one end of a stream and odd from the other"
-        return int(self.peer_id > link.peer_id)
+@patch
+def parity(self: Host, link) -> int:
+    "Ids of requests are even from one end of a stream and odd from the other"
+    return int(self.peer_id > link.peer_id)
 
-_P2P = 0x01a5
+_P2P = 0x01a5  # the code of /p2p/ in a multiaddr
 
+# %% ../../nbs/network/07_host.ipynb #00000022
 async def _dial_nobody(): pass
+
+def _libp2p_host(identity: KeyPair, listen: list[Multiaddr]):
+    noise = NoiseTransport(identity, noise_privkey=new_x25519().private_key)
+    config = ConnectionConfig(
+        min_connections=0, low_watermark=0, max_connections=2000, high_watermark=1900,
+        dial_timeout=CONNECT_TIMEOUT, outbound_upgrade_timeout=CONNECT_TIMEOUT, inbound_upgrade_timeout=CONNECT_TIMEOUT)
+    host = libp2p.new_host(key_pair=identity, sec_opt={NOISE: noise}, muxer_preference='YAMUX',
+                           listen_addrs=listen, connection_config=config)
+    # it would dial whoever it has heard of, up to half of high_watermark
+    host.get_network().auto_connector.maybe_connect = _dial_nobody
+    return host
 
 def _protocol_id(protocol: str) -> str: return f'/lah/{protocol}/1'
 
@@ -99,11 +125,14 @@ def _protocol_id(protocol: str) -> str: return f'/lah/{protocol}/1'
 async def run(self: Host, *, task_status=trio.TASK_STATUS_IGNORED):
     "Own the host until cancelled; started when it listens"
     for addr in self.listen: check_free(addr)
-    async with self._host.run(self.listen or [Multiaddr('/ip4/0.0.0.0/tcp/0')] * self.punch):  # to punch takes a port, open from the start; it is announced to nobody
+    # to punch takes a port, open from the start; it is announced to nobody
+    async with self._host.run(self.listen or [Multiaddr('/ip4/0.0.0.0/tcp/0')] * self.punch):
         try:
             async with trio.open_nursery() as self._nursery:
                 if self.listen: self.addrs = self.listening = own_addrs(self._host.get_addrs(), self.peer_id)
-                if self.listen and not self.addrs: raise ListenError(f'cannot listen at {", ".join(map(str, self.listen))}: this computer has no address there; is it on a network?')
+                if self.listen and not self.addrs:
+                    raise ListenError(f'cannot listen at {", ".join(map(str, self.listen))}: '
+                                      'this computer has no address there; is it on a network?')
                 self._nursery.start_soon(self._watch)
                 task_status.started(self)
                 await trio.sleep_forever()
@@ -116,7 +145,9 @@ async def run(self: Host, *, task_status=trio.TASK_STATUS_IGNORED):
 @patch
 def _connections(self: Host, peer_id: str | None = None) -> list:
     key = ID.from_base58(peer_id) if peer_id else None
-    return [connection for peer, found in list(self._host.get_network().get_connections_map().items()) if key in (None, peer) for connection in list(found)]
+    table = self._host.get_network().get_connections_map()
+    found = [list(connections) for peer, connections in list(table.items()) if key in (None, peer)]
+    return sum(found, [])
 
 @patch
 def connected(self: Host) -> list[str]:
@@ -136,6 +167,7 @@ async def _link(self: Host, peer_id: str, protocol: str) -> Link:
     if opening.link is None: raise ConnectionError(opening.why)
     return opening.link
 
+# %% ../../nbs/network/07_host.ipynb #00000024
 @patch
 async def _open(self: Host, key, opening):
     peer_id, protocol = key
@@ -143,10 +175,13 @@ async def _open(self: Host, key, opening):
     try:
         target = ID.from_base58(peer_id)
         self._forget_closed(target)
-        self._host.get_network().unblock_peer(target)  # a failed dial blocks a peer for a minute; ours are rationed by the callers
+        # a failed dial blocks a peer for a minute; ours are rationed by the callers
+        self._host.get_network().unblock_peer(target)
         with trio.move_on_after(CONNECT_TIMEOUT) as scope:
-            if peer_id in self._through and not self._connections(peer_id): await self._dial_through(target, self._through[peer_id])
-            opening.link = self._adopt(await self._host.new_stream(target, [_protocol_id(protocol)]), peer_id, protocol)
+            if peer_id in self._through and not self._connections(peer_id):
+                await self._dial_through(target, self._through[peer_id])
+            stream = await self._host.new_stream(target, [_protocol_id(protocol)])
+            opening.link = self._adopt(stream, peer_id, protocol)
             self._nursery.start_soon(opening.link.run)
         # a handshake that was cut in half leaves the connection unusable
         if scope.cancelled_caught: await self._hang_up(peer_id)
@@ -155,27 +190,34 @@ async def _open(self: Host, key, opening):
         del self._opening[key]
         opening.done.set()
 
+# %% ../../nbs/network/07_host.ipynb #00000026
 @patch
 async def _dial_through(self: Host, target: ID, relays: dict[str, str]):
     "A circuit by any of the relays: one after another, and not waiting long for any"
-    now, connected, whys, tries = trio.current_time(), self.connected(), [], []
-    async def dial(relay: ID, tried: trio.Event):
-        try:
-            self._forget_closed(relay)
-            self._host.get_network().unblock_peer(relay)
-            await dial_circuit(self._host, relay, target)
-        except Exception as error:
-            self._doubted[str(relay)] = trio.current_time()
-            whys.append(f'through relay {relay}: {_reason(error)}')
-        finally: tried.set()
-    for relay in sorted(relays, key=lambda relay: (now - self._doubted.get(relay, -60.) < 10., relay not in connected)):
+    now, connected = trio.current_time(), self.connected()
+    whys, tries = [], []
+    def last(relay): return now - self._doubted.get(relay, -60.) < 10., relay not in connected
+    for relay in sorted(relays, key=last):
         tries.append(tried := trio.Event())
-        self._nursery.start_soon(dial, ID.from_base58(relay), tried)  # not cancelled with the one who waits: that would cut a write in half
+        # not cancelled with the one who waits: that would cut a write in half
+        self._nursery.start_soon(self._try_relay, ID.from_base58(relay), target, tried, whys)
         with trio.move_on_after(CONNECT_TIMEOUT / 3): await tried.wait()
         if self._connections(str(target)): return self._punch()
     for tried in tries: await tried.wait()
     if not self._connections(str(target)): raise ConnectionError('; '.join(whys))
     self._punch()
+
+@patch
+async def _try_relay(self: Host, relay: ID, target: ID, tried: trio.Event, whys: list[str]):
+    "One of `_dial_through`'s tries; `whys` is told why it failed"
+    try:
+        self._forget_closed(relay)
+        self._host.get_network().unblock_peer(relay)
+        await dial_circuit(self._host, relay, target)
+    except Exception as error:
+        self._doubted[str(relay)] = trio.current_time()
+        whys.append(f'through relay {relay}: {_reason(error)}')
+    finally: tried.set()
 
 # %% ../../nbs/network/07_host.ipynb #0000000a
 @patch
@@ -184,7 +226,9 @@ def _punch(self: Host, caller: str | None = None):
     if not self.punch: return
     if self._puncher is None:
         self._puncher = DCUtRProtocol(self._host)
-        self._puncher._auto_drive_loop = _dial_nobody  # both ends would begin at once, each taking itself for the one that answers; only the one that was called begins
+        # both ends would begin at once, each taking itself for the one that answers;
+        # only the one that was called begins
+        self._puncher._auto_drive_loop = _dial_nobody
         self._nursery.start_soon(self._run_puncher)
     if caller: self._nursery.start_soon(self._go_direct, ID.from_base58(caller))
 
@@ -192,7 +236,7 @@ def _punch(self: Host, caller: str | None = None):
 async def _run_puncher(self: Host):
     try:
         async with background_trio_service(self._puncher): await trio.sleep_forever()
-    except Exception as error: log.warning('no direct connections past NATs: %r', error)
+    except Exception as error: _log.warning('no direct connections past NATs: %r', error)
 
 @patch
 async def _go_direct(self: Host, peer: ID, tries: int = 3):
@@ -200,19 +244,25 @@ async def _go_direct(self: Host, peer: ID, tries: int = 3):
         await trio.sleep(1.)  # for both ends to have learnt where they are seen
         try:
             if await self._puncher.initiate_hole_punch(peer): return
-        except Exception as error: log.debug('punching to peer %s: %r', peer, error)
+        except Exception as error: _log.debug('punching to peer %s: %r', peer, error)
 
-def _relayed(connection) -> bool: return connection is not None and connection.get_connection_type() == ConnectionType.RELAYED
+# %% ../../nbs/network/07_host.ipynb #00000028
+def _relayed(connection) -> bool:
+    return connection is not None and connection.get_connection_type() == ConnectionType.RELAYED
 
 @patch
 def _retire(self: Host, idle: float = 10.):
     "Let links through a relay go where there is a direct connection"
     for key, link in list(self._links.items()):
-        if _relayed(link.stream.swarm_conn) and any(not (c.is_closed or _relayed(c)) for c in self._connections(link.peer_id)): self._retired.append(self._links.pop(key))
+        if not _relayed(link.stream.swarm_conn): continue
+        if any(not (c.is_closed or _relayed(c)) for c in self._connections(link.peer_id)):
+            self._retired.append(self._links.pop(key))
     for link in self._retired:
-        if not link._pending and not link._handlers and trio.current_time() - link.heard > idle: link.close('a direct connection took its place')
+        busy = link._pending or link._handlers
+        if not busy and trio.current_time() - link.heard > idle: link.close('a direct connection took its place')
     self._retired = [link for link in self._retired if link.alive]
 
+# %% ../../nbs/network/07_host.ipynb #0000002a
 @patch
 def _forget_closed(self: Host, target: ID):
     # a connection whose farewell was cut short stays in libp2p's table and is in the way of a new one
@@ -220,17 +270,24 @@ def _forget_closed(self: Host, target: ID):
     if all(connection.is_closed for connection in table.get(target, [])): table.pop(target, None)
 
 # what libp2p says, and what it means to people
-_MEANS = {'fail to open connection': 'nobody can be reached there', 'handshake failed': 'who answers there is not that peer', 'negotiate the secure protocol': 'what answers there is no peer of a swarm',
-          'protocols not supported': 'it speaks another version of lah_nb than this peer'}
+_MEANS = {
+    'fail to open connection': 'nobody can be reached there',
+    'handshake failed': 'who answers there is not that peer',
+    'negotiate the secure protocol': 'what answers there is no peer of a swarm',
+    'protocols not supported': 'it speaks another version of lah_nb than this peer'}
 
 def _reason(error: BaseException) -> str:
     while error.__cause__ is not None: error = error.__cause__
-    return next((means for said, means in _MEANS.items() if said in str(error)), f'{type(error).__name__}: {str(error)[:200]}'.rstrip(': '))
+    for said, means in _MEANS.items():
+        if said in str(error): return means
+    return f'{type(error).__name__}: {str(error)[:200]}'.rstrip(': ')
 
+# %% ../../nbs/network/07_host.ipynb #0000002c
 @patch
 def _adopt(self: Host, stream, peer_id: str, protocol: str) -> Link:
     link = Link(stream, peer_id, self, protocol)
-    if not ((other := self._links.get((peer_id, protocol))) and other.alive): self._links[peer_id, protocol] = link
+    other = self._links.get((peer_id, protocol))
+    if not (other and other.alive): self._links[peer_id, protocol] = link
     return link
 
 @patch
@@ -241,10 +298,21 @@ def _inbound(self: Host, protocol: str):
 
 # %% ../../nbs/network/07_host.ipynb #0000000c
 @patch
-async def call(self: Host, peer_id: str, method: str, meta: dict, tensors=(), *, timeout: float, codec: str = 'none', check=None):
+async def call(
+    self: Host,
+    peer_id: str,
+    method: str,
+    meta: dict,  # what msgpack can carry
+    tensors=(),
+    *,
+    timeout: float,  # seconds
+    codec: str = 'none',  # one of `CODECS`, for the tensors of both ways
+    check=None,  # called with the peer id, the answer's meta and specs before its tensors take memory
+):
     "Ask a peer; raises `CallTimeout`, `Unreachable`, `Refused` or `WireError`, never waits past `timeout`"
     if self._nursery is None: raise Unreachable(peer_id, method, 'this host is not running')
-    buffers = pack(envelope(method, meta if codec == 'none' else {**meta, 'codec': codec}, timeout), tuple(tensors), codec)
+    if codec != 'none': meta = {**meta, 'codec': codec}
+    buffers = pack(envelope(method, meta, timeout), tuple(tensors), codec)
     with trio.move_on_after(timeout):
         try:
             link = await self._link(peer_id, method.partition('.')[0])
@@ -253,6 +321,7 @@ async def call(self: Host, peer_id: str, method: str, meta: dict, tensors=(), *,
         return open_answer(peer_id, method, header.meta), unpack(header, body)[1]
     raise CallTimeout(peer_id, method, f'no answer within {timeout:g} s')
 
+# %% ../../nbs/network/07_host.ipynb #0000002e
 @patch
 async def ping(self: Host, peer_id: str, *, timeout: float = 2., protocol: str = 'dht') -> float:
     "Seconds to the peer and back"
@@ -265,13 +334,15 @@ async def drop(self: Host, peer_id: str):
     "Close every connection to a peer; what waits for it fails at once"
     for (peer, _), link in list(self._links.items()):
         if peer == peer_id: link.close('the connection was dropped')
-    if not any(peer == peer_id for peer, _ in self._opening): await self._hang_up(peer_id)  # what is being opened has a deadline of its own
+    # what is being opened has a deadline of its own
+    if not any(peer == peer_id for peer, _ in self._opening): await self._hang_up(peer_id)
 
 @patch
 async def _hang_up(self: Host, peer_id: str):
     for connection in self._connections(peer_id):
         for addr in connection.get_transport_addresses():
-            if circuit := split_circuit(str(addr)): self._doubted[circuit[0]] = trio.current_time()  # the relay may be at fault
+            # the relay may be at fault
+            if circuit := split_circuit(str(addr)): self._doubted[circuit[0]] = trio.current_time()
         with trio.move_on_after(0.5): await quietly(connection.close)
 
 # %% ../../nbs/network/07_host.ipynb #0000000e
@@ -291,7 +362,8 @@ async def _watch(self: Host, every: float = 0.5):
 def _suspect(self: Host, link):
     now = trio.current_time()
     quiet = now - max(link.heard, min(pending.since for pending in link._pending.values()))
-    on_its_way = max(pending.size for pending in link._pending.values()) / SLOWEST_LINK  # seconds in which buffers may still empty themselves
+    # seconds in which buffers may still empty themselves
+    on_its_way = max(pending.size for pending in link._pending.values()) / SLOWEST_LINK
     if quiet > SILENT_AFTER + on_its_way:
         link.close(f'silent for {quiet:.1f} s')
         self._nursery.start_soon(self.drop, link.peer_id)
@@ -301,7 +373,8 @@ def _suspect(self: Host, link):
 async def _probe(self: Host, link):
     with trio.move_on_after(1.0):
         try: await link.request(pack(envelope(f'{link.protocol}.ping', {}, 1.)))
-        except ConnectionError: pass  # that is what the probe wanted to know, and the link says it to those who wait
+        # that is what the probe wanted to know, and the link says it to those who wait
+        except ConnectionError: pass
 
 # %% ../../nbs/network/07_host.ipynb #00000010
 class Peer:
@@ -314,8 +387,11 @@ class Peer:
         relay: bool = False,  # pass on traffic for peers that nobody can dial
     ):
         if isinstance(identity, (str, os.PathLike)): identity = load_identity(identity)
-        self.portal, self._open, self._lock = open_portal(), True, threading.Lock()
-        try: self.host, self._scope, self._ended = self.portal.run(start_owned, self.portal.nursery, Host(listen=listen, identity=identity, relay=relay).run)
+        self.portal = open_portal()
+        self._open, self._lock = True, threading.Lock()
+        try:
+            host = Host(listen=listen, identity=identity, relay=relay)
+            self.host, self._scope, self._ended = self.portal.run(start_owned, self.portal.nursery, host.run)
         except BaseException:
             close_portal(self.portal)
             raise
@@ -323,37 +399,51 @@ class Peer:
     peer_id = property(lambda self: self.host.peer_id)
     addrs = property(lambda self: self.host.addrs)
     serve = property(lambda self: self.host.serve)
-    def __repr__(self): return f'Peer({self.peer_id}, {self.addrs or "dials out only"}{"" if self._open else ", closed"})'
-
-    def connect(self, addr: str, *, timeout: float = 5.) -> str:
-        "Reach a peer by its address; returns its id"
-        peer_id, _ = split_addr(addr)
-        self.host.learn(peer_id, [addr])
-        self.portal.run(lambda: self.host.ping(peer_id, timeout=timeout))
-        return peer_id
-
-    def call(self, peer_id: str, method: str, meta: dict | None = None, tensors=(), *, timeout: float = 5., codec: str = 'none'):
-        "`Host.call`, waiting here"
-        return self.portal.run(lambda: self.host.call(peer_id, method, meta or {}, tensors, timeout=timeout, codec=codec))
-
-    async def acall(self, peer_id: str, method: str, meta: dict | None = None, tensors=(), *, timeout: float = 5., codec: str = 'none'):
-        "`Host.call` from an asyncio cell"
-        return await self.portal.arun(lambda: self.host.call(peer_id, method, meta or {}, tensors, timeout=timeout, codec=codec))
-
-    def close(self):
-        "End every connection; a second call does nothing"
-        with self._lock:
-            if not self._open: return
-            self._open = False
-        self.portal.run(stop_owned, self._scope, self._ended)
-        close_portal(self.portal)
-
     def __enter__(self) -> 'Peer': return self
     def __exit__(self, *exc): self.close()
+    def __repr__(self):
+        closed = '' if self._open else ', closed'
+        return f'Peer({self.peer_id}, {self.addrs or "dials out only"}{closed})'
+
+# %% ../../nbs/network/07_host.ipynb #00000030
+@patch
+def connect(self: Peer, addr: str, *, timeout: float = 5.) -> str:
+    "Reach a peer by its address; returns its id"
+    peer_id, _ = split_addr(addr)
+    self.host.learn(peer_id, [addr])
+    self.portal.run(lambda: self.host.ping(peer_id, timeout=timeout))
+    return peer_id
+
+@patch
+def call(self: Peer, peer_id: str, method: str, meta: dict | None = None, tensors=(),
+         *, timeout: float = 5., codec: str = 'none'):
+    "`Host.call`, waiting here"
+    ask = lambda: self.host.call(peer_id, method, meta or {}, tensors, timeout=timeout, codec=codec)
+    return self.portal.run(ask)
+
+@patch
+async def acall(self: Peer, peer_id: str, method: str, meta: dict | None = None, tensors=(),
+                *, timeout: float = 5., codec: str = 'none'):
+    "`Host.call` from an asyncio cell"
+    ask = lambda: self.host.call(peer_id, method, meta or {}, tensors, timeout=timeout, codec=codec)
+    return await self.portal.arun(ask)
+
+# %% ../../nbs/network/07_host.ipynb #00000032
+@patch
+def close(self: Peer):
+    "End every connection; a second call does nothing"
+    with self._lock:
+        if not self._open: return
+        self._open = False
+    self.portal.run(stop_owned, self._scope, self._ended)
+    close_portal(self.portal)
 
 # %% ../../nbs/network/07_host.ipynb #00000011
-async def start_owned(nursery, run):
-    "Start `run(task_status=...)` in `nursery` under a cancel scope of its own: (what it started with, scope, event that is set when it has ended)"
+async def start_owned(
+    nursery,
+    run,  # async function with the keyword `task_status`
+) -> tuple:  # what it started with, its scope, an event that is set when it has ended
+    "Start `run` in `nursery` under a cancel scope of its own"
     scope, ended = trio.CancelScope(), trio.Event()
     async def owner(task_status=trio.TASK_STATUS_IGNORED):
         try:

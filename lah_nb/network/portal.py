@@ -24,10 +24,12 @@ def unwrap(error: BaseException) -> BaseException:
     while len(inner := getattr(error, 'exceptions', ())) == 1: error = inner[0]
     return error
 
+# %% ../../nbs/network/03_portal.ipynb #00000012
 class Portal:
     "A daemon thread that runs trio; `open_portal` shares one among all who need it"
     def __init__(self, name: str = 'lah-trio'):
-        self._ready, self._stop, self.users = threading.Event(), None, 0
+        self._ready, self._stop = threading.Event(), None
+        self.users = 0
         self.token = self.nursery = None
         self.thread = threading.Thread(target=trio.run, args=(self._main,), name=name, daemon=True)
         self.thread.start()
@@ -57,7 +59,8 @@ class Portal:
                     return
                 future.set_result(result)
         try: self.token.run_sync_soon(self.nursery.start_soon, task)
-        except trio.RunFinishedError as error: raise PortalClosed('the trio thread has ended; open the swarm again') from error
+        except trio.RunFinishedError as error:
+            raise PortalClosed('the trio thread has ended; open the swarm again') from error
         return future
 
 # %% ../../nbs/network/03_portal.ipynb #00000007
@@ -75,10 +78,12 @@ def run(
     timeout: float | None = None,  # seconds; a last resort: what runs in trio has deadlines of its own
 ):
     "Run `afn(*args)` in the trio thread and wait for it, from any other thread"
-    if threading.current_thread() is self.thread: raise LahError(f'{afn} would wait for itself: await it instead')
+    if threading.current_thread() is self.thread:
+        raise LahError(f'{afn} would wait for itself: await it instead')
     future = self.submit(afn, *args)
     try: return future.result(timeout)
-    except concurrent.futures.CancelledError: raise PortalClosed('the swarm was closed while this waited for it; open it again') from None
+    except concurrent.futures.CancelledError:
+        raise PortalClosed('the swarm was closed while this waited for it; open it again') from None
     except BaseException:
         if not future.done(): self.cancel(future)
         raise

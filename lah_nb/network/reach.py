@@ -7,7 +7,7 @@ __all__ = ['DIAL_BACK', 'MAX_PORTS', 'WANTED', 'RENEW_EVERY', 'PING_EVERY', 'PIN
            'find_reach', 'Places']
 
 # %% ../../nbs/network/08_reach.ipynb #00000003
-import ipaddress
+import ipaddress, logging
 from collections.abc import Awaitable, Callable
 
 import trio
@@ -18,12 +18,12 @@ from libp2p.peer.id import ID
 
 from .addresses import circuit_addrs, split_circuit
 from ..errors import LahError
-from .link import log
 from .host import Host
 from .relay import reserve
 from .wire import field
 
 # %% ../../nbs/network/08_reach.ipynb #00000006
+_log = logging.getLogger('lah_nb')
 DIAL_BACK = 2.  # seconds for a port
 MAX_PORTS = 4
 
@@ -35,10 +35,13 @@ def answer_dial_back(host: Host):
         ip = _seen_at(host, request.peer_id)
         if ip is None: raise LahError('this peer sees you through a relay only')
         busy.add(request.peer_id)
-        try: return {'ip': ip, 'ports': [port for port in request.meta['ports'] if await _answers(host, ip, port, request.peer_id)]}, ()
+        try:
+            ports = [port for port in request.meta['ports'] if await _answers(host, ip, port, request.peer_id)]
+            return {'ip': ip, 'ports': ports}, ()
         finally: busy.discard(request.peer_id)
     def check(caller, meta, specs):
-        if not all(0 < port < 65536 for port in field(meta, 'ports', list, of=int, most=MAX_PORTS)): raise LahError('ports that are none')
+        if not all(0 < port < 65536 for port in field(meta, 'ports', list, of=int, most=MAX_PORTS)):
+            raise LahError('ports that are none')
     host.serve('dht.dial_back', dial_back, check)
 
 def _seen_at(host: Host, peer_id: str) -> str | None:
@@ -48,12 +51,15 @@ def _seen_at(host: Host, peer_id: str) -> str | None:
             if not split_circuit(addr) and addr.startswith('/ip'): return addr.split('/')[2]
 
 async def _answers(host: Host, ip: str, port: int, peer_id: str) -> bool:
+    "Is it that peer who answers there, on a connection of its own?"
+    upgrader = host._host.get_network().upgrader
     try:
         with trio.move_on_after(DIAL_BACK):
             async with await trio.open_tcp_stream(ip, port) as stream:
-                secured = await host._host.get_network().upgrader.upgrade_security(RawConnection(TrioTCPStream(stream), True), True, ID.from_base58(peer_id))
+                raw = RawConnection(TrioTCPStream(stream), True)
+                secured = await upgrader.upgrade_security(raw, True, ID.from_base58(peer_id))
                 return str(secured.get_remote_peer()) == peer_id
-    except Exception as error: log.debug('dial back to %s port %d: %r', ip, port, error)
+    except Exception as error: _log.debug('dial back to %s port %d: %r', ip, port, error)
     return False
 
 # %% ../../nbs/network/08_reach.ipynb #00000007
@@ -68,17 +74,24 @@ async def find_reach(
     async def ask(peer):
         try:
             meta, _ = await host.call(peer, 'dht.dial_back', {'ports': ports}, timeout=DIAL_BACK * len(ports) + 2.)
-            answers.append((str(ipaddress.ip_address(field(meta, 'ip', str, most=64))), field(meta, 'ports', list, of=int, most=MAX_PORTS)))
-        except (LahError, ValueError) as error: log.debug('dial back: %s', error)
+            ip = str(ipaddress.ip_address(field(meta, 'ip', str, most=64)))
+            answers.append((ip, field(meta, 'ports', list, of=int, most=MAX_PORTS)))
+        except (LahError, ValueError) as error: _log.debug('dial back: %s', error)
     async with trio.open_nursery() as nursery:
         for peer in peers[:3]: nursery.start_soon(ask, peer)
-    answers = [answer for answer in answers if not ipaddress.ip_address(answer[0]).is_loopback] or answers  # what this computer says of itself weighs less
+    # what this computer says of itself weighs less
+    answers = [answer for answer in answers if not ipaddress.ip_address(answer[0]).is_loopback] or answers
     if not answers: return None
     open_at = list(dict.fromkeys((ip, port) for ip, found in answers for port in found if port in ports))
     ours = {ip for ip, _ in listening}
-    # seen at an address of its own: no NAT between, and its other addresses are as good; otherwise a port of the NAT leads here
-    host.addrs = list(host.listening) if any(ip in ours for ip, _ in open_at) else [f'/ip{ipaddress.ip_address(ip).version}/{ip}/tcp/{port}/p2p/{host.peer_id}' for ip, port in open_at]
+    # seen at an address of its own: no NAT between, and its other addresses are as good;
+    # otherwise a port of the NAT leads here
+    if any(ip in ours for ip, _ in open_at): host.addrs = list(host.listening)
+    else: host.addrs = [_multiaddr(ip, port, host.peer_id) for ip, port in open_at]
     return bool(open_at)
+
+def _multiaddr(ip: str, port: int, peer_id: str) -> str:
+    return f'/ip{ipaddress.ip_address(ip).version}/{ip}/tcp/{port}/p2p/{peer_id}'
 
 # %% ../../nbs/network/08_reach.ipynb #0000000b
 WANTED = 2              # relays
@@ -94,47 +107,56 @@ class Places:
         find: Callable[[], Awaitable[dict[str, list[str]]]],  # relays that there are: peer id -> addresses
         changed: Callable[[], Awaitable[None]],  # called when `host.circuits` has changed
     ):
-        self.host, self.find, self.changed = host, find, changed
+        self.host = host
+        self.find, self.changed = find, changed
         self.held, self.avoid = {}, {}  # relay -> its addresses; relay -> until when
 
-    async def run(self):
-        "Hold places for as long as nobody can dial this peer"
-        async with trio.open_nursery() as nursery:
-            while True:
-                if not self.host.addrs: await self.seek(nursery)
-                await trio.sleep(0.5 if len(self.held) < WANTED else 2.)
+# %% ../../nbs/network/08_reach.ipynb #00000012
+@patch
+async def run(self: Places):
+    "Hold places for as long as nobody can dial this peer"
+    async with trio.open_nursery() as nursery:
+        while True:
+            if not self.host.addrs: await self.seek(nursery)
+            await trio.sleep(0.5 if len(self.held) < WANTED else 2.)
 
-    async def seek(self, nursery):
-        "Fill the empty places"
-        try: found = await self.find()
-        except LahError as error: return log.debug('relays: %s', error)
-        now = trio.current_time()
-        free = [relay for relay in found if relay not in self.held and relay != self.host.peer_id and self.avoid.get(relay, 0.) < now]
-        for relay in sorted(free, key=lambda relay: relay not in self.host.connected())[:max(WANTED - len(self.held), 0)]:
-            if await self.take(relay, found[relay]): nursery.start_soon(self._keep, relay)
+@patch
+async def seek(self: Places, nursery):
+    "Fill the empty places"
+    try: found = await self.find()
+    except LahError as error: return _log.debug('relays: %s', error)
+    now, taken = trio.current_time(), {*self.held, self.host.peer_id}
+    free = [relay for relay in found if relay not in taken and self.avoid.get(relay, 0.) < now]
+    free.sort(key=lambda relay: relay not in self.host.connected())
+    for relay in free[:max(WANTED - len(self.held), 0)]:
+        if await self.take(relay, found[relay]): nursery.start_soon(self._keep, relay)
 
-    async def take(self, relay: str, addrs: list[str]) -> bool:
-        try:
-            self.host.learn(relay, addrs)
-            await self.host.ping(relay, timeout=5.)
-            self.host.relays.add(relay)
-            await reserve(self.host._host, ID.from_base58(relay))
-        except Exception as error:
-            log.info('no place on relay %s: %s', relay, error)
-            await self.lose(relay)
-            return False
-        self.held[relay] = addrs
-        await self._announce()
-        return True
+@patch
+async def take(self: Places, relay: str, addrs: list[str]) -> bool:
+    try:
+        self.host.learn(relay, addrs)
+        await self.host.ping(relay, timeout=5.)
+        self.host.relays.add(relay)
+        await reserve(self.host._host, ID.from_base58(relay))
+    except Exception as error:
+        _log.info('no place on relay %s: %s', relay, error)
+        await self.lose(relay)
+        return False
+    self.held[relay] = addrs
+    await self._announce()
+    return True
 
-    async def lose(self, relay: str):
-        self.avoid[relay] = trio.current_time() + AVOID
-        self.host.relays.discard(relay)
-        if self.held.pop(relay, None) is not None: await self._announce()
+@patch
+async def lose(self: Places, relay: str):
+    self.avoid[relay] = trio.current_time() + AVOID
+    self.host.relays.discard(relay)
+    if self.held.pop(relay, None) is not None: await self._announce()
 
-    async def _announce(self):
-        self.host.circuits = [addr for relay, addrs in self.held.items() for addr in circuit_addrs(relay, addrs, self.host.peer_id)]
-        await self.changed()
+@patch
+async def _announce(self: Places):
+    circuits = [circuit_addrs(relay, addrs, self.host.peer_id) for relay, addrs in self.held.items()]
+    self.host.circuits = sum(circuits, [])
+    await self.changed()
 
 # %% ../../nbs/network/08_reach.ipynb #0000000c
 @patch
@@ -151,6 +173,6 @@ async def _keep(self: Places, relay: str):
             if now - renewed > RENEW_EVERY:
                 await reserve(self.host._host, ID.from_base58(relay))
                 renewed = now
-    except LahError as error: log.info('relay %s: %s', relay, error)
+    except LahError as error: _log.info('relay %s: %s', relay, error)
     await self.host.drop(relay)
     await self.lose(relay)

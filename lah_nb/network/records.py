@@ -17,7 +17,9 @@ from .calls import verify
 from .wire import WireError
 
 # %% ../../nbs/network/09_records.ipynb #00000006
-MAX_KEY, MAX_VALUE, MAX_TTL = 256, 2048, 300.  # characters, bytes, seconds
+MAX_KEY = 256           # characters, of a key and of a subkey
+MAX_VALUE = 2048        # bytes
+MAX_TTL = 300.          # seconds
 
 @dataclass(frozen=True)
 class Record:
@@ -41,15 +43,19 @@ class Record:
         "The same with its signature"
         return Record(self.key, self.subkey, self.author, self.value, self.seq, self.ttl, sign(self.signed_bytes()))
 
-    def to_list(self, left: float) -> list: return [self.key, self.subkey, self.author, self.value, self.seq, self.ttl, self.signature, left]
+    def to_list(self, left: float) -> list:  # left: seconds
+        return [self.key, self.subkey, self.author, self.value, self.seq, self.ttl, self.signature, left]
 
     @classmethod
     def from_list(cls, raw) -> tuple['Record', float]:
         "(record, seconds left) from what a stranger sent: checked, the signature too"
         match raw:
-            case [str(key), str(subkey), str(author), bytes() | None as value, int(seq), float() | int() as ttl, bytes(signature), float() | int() as left]: pass
+            case [str(key), str(subkey), str(author), bytes() | None as value, int(seq),
+                  float() | int() as ttl, bytes(signature), float() | int() as left]: pass
             case _: raise WireError(f'not a record: {str(raw)[:80]}')
-        if not (len(key) <= MAX_KEY and len(subkey) <= MAX_KEY and len(value or b'') <= MAX_VALUE and 0 < ttl <= MAX_TTL and 0 <= seq < 2**53): raise WireError(f'record {key[:60]}/{subkey[:60]} breaks a limit')
+        short = len(key) <= MAX_KEY and len(subkey) <= MAX_KEY and len(value or b'') <= MAX_VALUE
+        if not (short and 0 < ttl <= MAX_TTL and 0 <= seq < 2**53):
+            raise WireError(f'record {key[:60]}/{subkey[:60]} breaks a limit')
         record = cls(key, subkey, author, value, seq, ttl, signature)
         if not authentic(record): raise WireError(f'record {key}/{subkey} is not signed by {author}')
         return record, min(float(left), ttl) if left == left else 0.
@@ -124,9 +130,13 @@ class Lookup:
         peers: Iterable[str],  # where to begin
         width: int = 8,  # nearest live peers that must have answered
     ):
-        self.key, self.width, self.state = key, width, dict.fromkeys(peers, 'new')
+        self.key, self.width = key, width
+        self.state = dict.fromkeys(peers, 'new')  # or 'asked', 'answered', 'slow', 'failed'
 
-    def _front(self) -> list[str]: return nearest(self.key, [p for p, s in self.state.items() if s not in ('failed', 'slow')], self.width)
+    def _front(self) -> list[str]:
+        "The nearest that may still answer in time"
+        return nearest(self.key, [p for p, s in self.state.items() if s not in ('failed', 'slow')], self.width)
+
     def count(self, *states: str) -> int: return sum(s in states for s in self.state.values())
 
     def wanted(self) -> list[str]:
@@ -150,8 +160,10 @@ class Lookup:
 
     @property
     def done(self) -> bool:
+        "The nearest have answered, and are enough, or none is left to hope for"
         front = self._front()
-        return all(self.state[p] == 'answered' for p in front) and (len(front) >= min(self.width, 3) or not self.count('slow'))
+        enough = len(front) >= min(self.width, 3) or not self.count('slow')
+        return enough and all(self.state[p] == 'answered' for p in front)
 
     @property
     def holders(self) -> list[str]:

@@ -7,7 +7,7 @@ __all__ = ['RESERVED', 'PATIENCE', 'MAX_RESERVED', 'MAX_CIRCUITS', 'RelayError',
            'accept_circuits']
 
 # %% ../../nbs/network/06_relay.ipynb #00000003
-import time
+import logging, time
 from collections import Counter
 from collections.abc import Callable
 
@@ -23,10 +23,11 @@ from libp2p.relay.circuit_v2.utils import read_delimited_msg, write_delimited_ms
 from multiaddr import Multiaddr
 
 from ..errors import LahError
-from .link import log, quietly
+from .link import quietly
 from .portal import unwrap
 
 # %% ../../nbs/network/06_relay.ipynb #00000005
+_log = logging.getLogger('lah_nb')
 RESERVED = 3600.        # seconds a reservation lasts unless renewed; it ends with the connection, too
 PATIENCE = 4.           # seconds for a handshake
 MAX_RESERVED, MAX_CIRCUITS = 512, 256  # peers with a reservation; circuits of one peer
@@ -37,7 +38,9 @@ class RelayError(LahError):
 class Relay:
     "Passes bytes between peers that cannot dial each other"
     def __init__(self, host):  # a libp2p host
-        self.host, self.reserved, self.circuits = host, {}, Counter()  # peer -> when its reservation ends; its open circuits
+        self.host = host
+        self.reserved = {}      # peer -> when its reservation ends
+        self.circuits = Counter()  # peer -> its open circuits
         host.set_stream_handler(HOP, self._hop)
 
     async def _hop(self, stream):
@@ -49,17 +52,25 @@ class Relay:
             else: await write_delimited_msg(stream, _status(HopMessage, StatusCode.MALFORMED_MESSAGE))
             await stream.close()
         except Exception as error:  # whatever libp2p raises when a stream ends early
-            log.debug('relay: %r from peer %s', error, caller)
+            _log.debug('relay: %r from peer %s', error, caller)
             await quietly(stream.reset)
 
-    def _connected(self, peer: ID) -> bool: return any(not connection.is_closed for connection in self.host.get_network().connections.get(peer, ()))
+# %% ../../nbs/network/06_relay.ipynb #0000000d
+@patch
+def _connected(self: Relay, peer: ID) -> bool:
+    found = self.host.get_network().connections.get(peer, ())
+    return any(not connection.is_closed for connection in found)
 
-    def _reserve(self, caller: ID) -> HopMessage:
-        now = trio.current_time()
-        self.reserved = {peer: end for peer, end in self.reserved.items() if end > now and self._connected(peer)}
-        if caller not in self.reserved and len(self.reserved) >= MAX_RESERVED: return _status(HopMessage, StatusCode.RESOURCE_LIMIT_EXCEEDED)
-        self.reserved[caller] = now + RESERVED
-        return _status(HopMessage, StatusCode.OK, reservation=Reservation(expire=int(time.time() + RESERVED), addrs=[addr.to_bytes() for addr in self.host.get_addrs()]))
+@patch
+def _reserve(self: Relay, caller: ID) -> HopMessage:
+    now = trio.current_time()
+    self.reserved = {peer: end for peer, end in self.reserved.items() if end > now and self._connected(peer)}
+    if caller not in self.reserved and len(self.reserved) >= MAX_RESERVED:
+        return _status(HopMessage, StatusCode.RESOURCE_LIMIT_EXCEEDED)
+    self.reserved[caller] = now + RESERVED
+    addrs = [addr.to_bytes() for addr in self.host.get_addrs()]
+    reservation = Reservation(expire=int(time.time() + RESERVED), addrs=addrs)
+    return _status(HopMessage, StatusCode.OK, reservation=reservation)
 
 def _status(kind, code: StatusCode, **fields): return kind(type=kind.STATUS, status=to_proto_status(code), **fields)
 
@@ -78,26 +89,30 @@ async def _in_time(stream, afn, *args, seconds: float = PATIENCE):
     except BaseException as error: raise unwrap(error) from None  # not the nursery's group around it
     return result
 
+# %% ../../nbs/network/06_relay.ipynb #0000000f
 async def _pass_on(source, target):
     "Bytes from one stream to the other; when one ends, both do"
     try:
         while data := await source.read(64 << 10): await target.write(data)
-    except Exception as error: log.debug('circuit: %r', error)
+    except Exception as error: _log.debug('circuit: %r', error)
     finally:
         with trio.CancelScope(shield=True, deadline=trio.current_time() + 0.5):
             for stream in source, target: await quietly(stream.reset)
 
 @patch
 async def _connect(self: Relay, stream, caller: ID, target: ID):
+    "Open a circuit, or say why not; pass bytes on until one of the two ends it"
     code = StatusCode.OK
-    if self.reserved.get(target, 0.) < trio.current_time() or not self._connected(target): code = StatusCode.NO_RESERVATION
+    has_place = self.reserved.get(target, 0.) >= trio.current_time() and self._connected(target)
+    if not has_place: code = StatusCode.NO_RESERVATION
     elif max(self.circuits[caller], self.circuits[target]) >= MAX_CIRCUITS: code = StatusCode.RESOURCE_LIMIT_EXCEEDED
     if code != StatusCode.OK: return await write_delimited_msg(stream, _status(HopMessage, code))
     self.circuits.update([caller, target])
     try:
-        try: onward = await _ask(self.host, target, STOP, StopMessage(type=StopMessage.CONNECT, peer=CircuitPeer(id=caller.to_bytes()), limit=Limit()))
+        message = StopMessage(type=StopMessage.CONNECT, peer=CircuitPeer(id=caller.to_bytes()), limit=Limit())
+        try: onward = await _ask(self.host, target, STOP, message)
         except Exception as error:
-            log.debug('relay: no circuit to peer %s: %r', target, error)
+            _log.debug('relay: no circuit to peer %s: %r', target, error)
             return await write_delimited_msg(stream, _status(HopMessage, StatusCode.CONNECTION_FAILED))
         await write_delimited_msg(stream, _status(HopMessage, StatusCode.OK, limit=Limit()))
         async with trio.open_nursery() as nursery:
@@ -113,7 +128,8 @@ async def _ask(host, peer: ID, protocol: str, message):
     try:
         stream = await host.new_stream(peer, [protocol])
         answer = await _in_time(stream, talk)
-    except Exception as error: raise RelayError(f'peer {peer} gave no answer ({type(error).__name__})') from error
+    except Exception as error:
+        raise RelayError(f'peer {peer} gave no answer ({type(error).__name__})') from error
     if answer.status in (0, to_proto_status(StatusCode.OK)): return stream
     await quietly(stream.reset)
     raise RelayError(f'peer {peer} said no ({StatusCode(answer.status).name.lower()})')
@@ -129,9 +145,12 @@ async def dial_circuit(host, relay: ID, target: ID):
     "Connect to a peer through a relay; to be run to its end, not cancelled"
     stream = await _ask(host, relay, HOP, HopMessage(type=HopMessage.CONNECT, peer=CircuitPeer(id=target.to_bytes())))
     addr = _circuit(relay, target)
-    connection = await _in_time(stream, host.upgrade_outbound_connection, RawConnection(stream, True, ConnectionType.RELAYED, [addr]), target)
-    connection.set_transport_info([addr], ConnectionType.RELAYED)  # libp2p prefers a direct connection, if it knows which one is
+    raw = RawConnection(stream, True, ConnectionType.RELAYED, [addr])
+    connection = await _in_time(stream, host.upgrade_outbound_connection, raw, target)
+    # libp2p prefers a direct connection, if it knows which one is
+    connection.set_transport_info([addr], ConnectionType.RELAYED)
 
+# %% ../../nbs/network/06_relay.ipynb #00000011
 def accept_circuits(
     host,
     relays: set[str],  # peer ids; circuits through others are refused
@@ -142,15 +161,18 @@ def accept_circuits(
         relay = stream.muxed_conn.peer_id
         try:
             message = await _in_time(stream, read_delimited_msg, stream, StopMessage)
-            if str(relay) not in relays or message.type != StopMessage.CONNECT: return await write_delimited_msg(stream, _status(StopMessage, StatusCode.PERMISSION_DENIED))
+            if str(relay) not in relays or message.type != StopMessage.CONNECT:
+                return await write_delimited_msg(stream, _status(StopMessage, StatusCode.PERMISSION_DENIED))
             await write_delimited_msg(stream, _status(StopMessage, StatusCode.OK))
-            addr, caller = _circuit(relay, ID(message.peer.id)), ID(message.peer.id)
-            muxed = await _in_time(stream, host.upgrade_inbound_connection, RawConnection(stream, False, ConnectionType.RELAYED, [addr]), addr)
+            caller = ID(message.peer.id)
+            addr = _circuit(relay, caller)
+            raw = RawConnection(stream, False, ConnectionType.RELAYED, [addr])
+            muxed = await _in_time(stream, host.upgrade_inbound_connection, raw, addr)
             for connection in host.get_network().connections.get(caller, ()):
                 if connection.muxed_conn is muxed: connection.set_transport_info([addr], ConnectionType.RELAYED)
             accepted(str(caller))
         except Exception as error:
-            log.debug('circuit through peer %s: %r', relay, error)
+            _log.debug('circuit through peer %s: %r', relay, error)
             await quietly(stream.reset)
     host.set_stream_handler(STOP, stop)
 

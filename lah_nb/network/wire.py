@@ -23,7 +23,8 @@ class WireError(LahError):
     "Bytes that are malformed, truncated, oversized, or that lie about themselves"
 
 # %% ../../nbs/network/01_wire.ipynb #00000008
-DTYPES = {'float32': torch.float32, 'float16': torch.float16, 'bfloat16': torch.bfloat16, 'int64': torch.int64, 'int32': torch.int32, 'uint8': torch.uint8, 'bool': torch.bool}
+DTYPES = {'float32': torch.float32, 'float16': torch.float16, 'bfloat16': torch.bfloat16,
+          'int64': torch.int64, 'int32': torch.int32, 'uint8': torch.uint8, 'bool': torch.bool}
 DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 CODECS = 'none', 'float16', 'bfloat16', 'blockwise8'
 BLOCK = 256                    # values that share one scale in `blockwise8`
@@ -56,10 +57,14 @@ class Spec:
         match raw:
             case [str(dtype), [*shape], str(codec), int(nbytes)] if dtype in DTYPES and codec in CODECS: pass
             case _: raise WireError(f'not the description of a tensor: {str(raw)[:80]}')
-        if len(shape) > MAX_DIMS or not all(type(n) is int and 0 <= n < 2**40 for n in shape): raise WireError(f'impossible shape {str(shape)[:80]}')
-        if codec != 'none' and not DTYPES[dtype].is_floating_point: raise WireError(f'codec {codec} is for floating-point tensors, not {dtype}')
+        if len(shape) > MAX_DIMS or not all(type(n) is int and 0 <= n < 2**40 for n in shape):
+            raise WireError(f'impossible shape {str(shape)[:80]}')
+        if codec != 'none' and not DTYPES[dtype].is_floating_point:
+            raise WireError(f'codec {codec} is for floating-point tensors, not {dtype}')
         spec = cls(dtype, tuple(shape), codec)
-        if spec.nbytes != nbytes or nbytes > MAX_BODY: raise WireError(f'{dtype} {shape} as {codec} takes {spec.nbytes} bytes, the sender says {nbytes} (limit {MAX_BODY})')
+        if spec.nbytes != nbytes or nbytes > MAX_BODY:
+            raise WireError(f'{dtype} {shape} as {codec} takes {spec.nbytes} bytes, '
+                            f'the sender says {nbytes} (limit {MAX_BODY})')
         return spec
 
 # %% ../../nbs/network/01_wire.ipynb #0000000c
@@ -79,10 +84,14 @@ def encode(
     codec: str = 'none',  # one of `CODECS`; tensors that are not floating-point are always sent exactly
 ) -> tuple[Spec, memoryview]:
     "The description and the bytes of `t`; with codec `none` the bytes are not copied"
-    if codec not in CODECS: raise WireError(f'unknown codec {codec!r}; choose one of {", ".join(CODECS)}', see='options')
-    if t.dtype not in DTYPE_NAMES: raise WireError(f'{t.dtype} does not travel; convert to one of {", ".join(DTYPES)}', see='shape')
+    if codec not in CODECS:
+        raise WireError(f'unknown codec {codec!r}; choose one of {", ".join(CODECS)}', see='options')
+    if t.dtype not in DTYPE_NAMES:
+        raise WireError(f'{t.dtype} does not travel; convert to one of {", ".join(DTYPES)}', see='shape')
     spec = Spec(DTYPE_NAMES[t.dtype], tuple(t.shape), codec if t.dtype.is_floating_point else 'none')
-    if spec.codec == 'float16': return spec, _raw(t if t.dtype == torch.float16 else t.detach().clamp(-65504, 65504).half())
+    if spec.codec == 'float16':
+        if t.dtype != torch.float16: t = t.detach().clamp(-65504, 65504).half()  # its range is +-65504
+        return spec, _raw(t)
     if spec.codec == 'bfloat16': return spec, _raw(t.detach().bfloat16())
     return spec, _quantize(t) if spec.codec == 'blockwise8' else _raw(t)
 
@@ -97,10 +106,12 @@ def decode(
     if not spec.numel: return torch.empty(shape, dtype=dtype)
     if spec.codec == 'blockwise8':
         n = -(-spec.numel // BLOCK)
-        scale, levels = torch.frombuffer(data, dtype=torch.float32, count=n), torch.frombuffer(data, dtype=torch.int8, offset=4 * n)
+        scale = torch.frombuffer(data, dtype=torch.float32, count=n)
+        levels = torch.frombuffer(data, dtype=torch.int8, offset=4 * n)
         return (levels.float() * scale.repeat_interleave(BLOCK)[:spec.numel]).to(dtype).view(shape)
     if spec.codec != 'none': return torch.frombuffer(data, dtype=DTYPES[spec.codec]).to(dtype).view(shape)
-    if dtype is torch.bool and max(data) > 1: raise WireError('a bool tensor holds something other than 0 and 1')
+    if dtype is torch.bool and max(data) > 1:
+        raise WireError('a bool tensor holds something other than 0 and 1')
     return torch.frombuffer(data, dtype=dtype).view(shape)
 
 # %% ../../nbs/network/01_wire.ipynb #00000011
@@ -123,25 +134,30 @@ def pack(
     header = msgpack.packb([meta, [spec.to_list() for spec in specs]])
     body_bytes = sum(len(body) for body in bodies)
     if len(header) > MAX_HEADER or body_bytes > MAX_BODY or len(specs) > MAX_TENSORS:
-        raise WireError(f'message too large: header {len(header)}, body {body_bytes} bytes in {len(specs)} tensors (limits {MAX_HEADER}, {MAX_BODY}, {MAX_TENSORS}); send fewer rows at a time', see='too-large')
+        size = f'header {len(header)}, body {body_bytes} bytes in {len(specs)} tensors'
+        limits = f'limits {MAX_HEADER}, {MAX_BODY}, {MAX_TENSORS}'
+        raise WireError(f'message too large: {size} ({limits}); send fewer rows at a time', see='too-large')
     return [struct.pack('!IQ', len(header), body_bytes) + header, *bodies]
 
 # %% ../../nbs/network/01_wire.ipynb #00000012
 def read_header(data: bytes, body_bytes: int) -> Header:
     "A checked `Header`; `body_bytes` is what the prefix announced"
     try: raw = msgpack.unpackb(data, max_ext_len=0)
-    except (ValueError, RecursionError, msgpack.UnpackException) as e: raise WireError(f'header is not msgpack: {e!r}') from e
+    except (ValueError, RecursionError, msgpack.UnpackException) as e:
+        raise WireError(f'header is not msgpack: {e!r}') from e
     match raw:
         case [dict(meta), [*specs]] if len(specs) <= MAX_TENSORS and all(type(key) is str for key in meta): pass
         case _: raise WireError('header is not [meta, specs]')
     header = Header(meta, tuple(map(Spec.from_list, specs)))
-    if header.body_bytes != body_bytes: raise WireError(f'prefix announces {body_bytes} bytes of tensors, header {header.body_bytes}')
+    if header.body_bytes != body_bytes:
+        raise WireError(f'prefix announces {body_bytes} bytes of tensors, header {header.body_bytes}')
     return header
 
 def unpack(header: Header, body: bytearray) -> tuple[dict, list[torch.Tensor]]:
     "The `meta` and the tensors of a message that has arrived whole"
     view, tensors = memoryview(body), []
-    if len(view) != header.body_bytes: raise WireError(f'body has {len(view)} bytes, header announces {header.body_bytes}')
+    if len(view) != header.body_bytes:
+        raise WireError(f'body has {len(view)} bytes, header announces {header.body_bytes}')
     for spec in header.specs:
         tensors.append(decode(spec, view[:spec.nbytes]))
         view = view[spec.nbytes:]
@@ -175,15 +191,18 @@ def chunks(
     buffers: list,  # from `pack`
 ) -> Iterator[list]:
     "The message as chunks, each a list of buffers to be written together"
-    room, chunk, size = CHUNK, [], 0
+    chunk, size = [], 0
     for buffer in buffers:
         view = memoryview(buffer)
         while len(view):
-            chunk.append(view[:room - size])
-            size, view = size + len(chunk[-1]), view[room - size:]
-            if size == room:
+            room = CHUNK - size
+            chunk.append(view[:room])
+            size += len(chunk[-1])
+            view = view[room:]
+            if size == CHUNK:
                 yield [_CHUNK.pack(kind, id, size), *chunk]
-                kind, chunk, size = DATA, [], 0
+                kind = DATA
+                chunk, size = [], 0
     if size: yield [_CHUNK.pack(kind, id, size), *chunk]
 
 # %% ../../nbs/network/01_wire.ipynb #0000001c
@@ -197,15 +216,18 @@ class _Partial:
     keep: bool = True
     seen: int = 0  # body bytes that came, kept or not
 
+# %% ../../nbs/network/01_wire.ipynb #00000026
 class Assembler:
     "Whole messages from a stream's bytes"
     def __init__(
         self,
-        accept: Callable[[int, int, Header], bool] = lambda kind, id, header: True,  # called at each header; False: read past the body and drop it
+        # called at each header; False: read past the body and drop it
+        accept: Callable[[int, int, Header], bool] = lambda kind, id, header: True,
         max_open: int = 64,  # messages that may be half-way at once
         max_bytes: int = 2 * MAX_BODY,  # announced by half-way messages together
     ):
-        self.accept, self.max_open, self.max_bytes = accept, max_open, max_bytes
+        self.accept = accept
+        self.max_open, self.max_bytes = max_open, max_bytes
         self._buffer, self._open = bytearray(), {}
 
     def feed(self, data: bytes) -> Iterator[tuple[int, int, Header | None, bytearray]]:
@@ -215,7 +237,8 @@ class Assembler:
         try:
             while len(buffer) - at >= _CHUNK.size:
                 kind, id, size = _CHUNK.unpack_from(buffer, at)
-                if size > CHUNK or not REQUEST <= kind <= CANCEL: raise WireError(f'bad chunk: kind {kind}, {size} bytes')
+                if size > CHUNK or not REQUEST <= kind <= CANCEL:
+                    raise WireError(f'bad chunk: kind {kind}, {size} bytes')
                 if len(buffer) - at < _CHUNK.size + size: break
                 start = at + _CHUNK.size
                 at = start + size
@@ -225,7 +248,8 @@ class Assembler:
 
     def close(self):
         "The stream has ended; a message that is half-way was cut off"
-        if self._buffer or self._open: raise WireError(f'stream ended in the middle of {max(1, len(self._open))} message(s)')
+        if self._buffer or self._open:
+            raise WireError(f'stream ended in the middle of {max(1, len(self._open))} message(s)')
 
 # %% ../../nbs/network/01_wire.ipynb #0000001d
 @patch
@@ -240,9 +264,12 @@ def _chunk(self: Assembler, kind, id, payload):
         if id in self._open: raise WireError(f'message {id} begins twice')
         if len(payload) < _PREFIX.size: raise WireError('first chunk too short')
         header_bytes, body_bytes = _PREFIX.unpack_from(payload)
-        if header_bytes > MAX_HEADER or body_bytes > MAX_BODY: raise WireError(f'announces a header of {header_bytes} and a body of {body_bytes} bytes (limits {MAX_HEADER}, {MAX_BODY})')
+        if header_bytes > MAX_HEADER or body_bytes > MAX_BODY:
+            raise WireError(f'announces a header of {header_bytes} and a body of '
+                            f'{body_bytes} bytes (limits {MAX_HEADER}, {MAX_BODY})')
         announced = sum(p.header_bytes + p.body_bytes for p in self._open.values())
-        if len(self._open) >= self.max_open or announced + body_bytes > self.max_bytes: raise WireError('too many messages half-way on one stream')
+        if len(self._open) >= self.max_open or announced + body_bytes > self.max_bytes:
+            raise WireError('too many messages half-way on one stream')
         part = self._open[id] = _Partial(kind, header_bytes, body_bytes, bytearray())
         payload = payload[_PREFIX.size:]
     return self._grow(id, part, payload)

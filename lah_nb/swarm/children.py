@@ -8,6 +8,9 @@ __all__ = ['SwarmError', 'LocalPeer']
 # %% ../../nbs/swarm/04_children.ipynb #00000003
 import json, os, re, subprocess, sys, threading, weakref
 from collections import deque
+from collections.abc import Sequence
+
+from fastcore.basics import patch
 
 from ..network.addresses import split_addr
 from ..errors import LahError
@@ -25,55 +28,80 @@ class LocalPeer:
         *options: str,  # of `lah-nb peer`
         threads: int = 1,  # BLAS threads
     ):
-        env = {**os.environ, 'PYTHONUNBUFFERED': '1', **dict.fromkeys(('OMP_NUM_THREADS', 'MKL_NUM_THREADS', 'OPENBLAS_NUM_THREADS'), str(threads))}
-        self.peer_id, self.addrs, self.lines, self.status, self._ready = None, [], deque(maxlen=200), {}, threading.Event()
-        self.process = subprocess.Popen([sys.executable, '-m', 'lah_nb', 'peer', '--owned', *options], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-                                        env=env, text=True, errors='replace', start_new_session=os.name == 'posix',  # an interrupt of the cell is not theirs
-                                        creationflags=getattr(subprocess, 'CREATE_NEW_PROCESS_GROUP', 0))
-        self._reader = threading.Thread(target=_read_lines, args=(self.process.stdout, weakref.ref(self), self._ready), name=f'lah-peer-{self.process.pid}', daemon=True)
+        self.peer_id, self.addrs = None, []
+        self.lines, self.status = deque(maxlen=200), {}
+        self._ready = threading.Event()
+        self.process = _start_peer(options, threads)
+        self._reader = threading.Thread(
+            target=_read_lines, args=(self.process.stdout, weakref.ref(self), self._ready),
+            name=f'lah-peer-{self.process.pid}', daemon=True)
         self._reader.start()
 
     pid = property(lambda self: self.process.pid)
     alive = property(lambda self: self.process.poll() is None)
-    def __repr__(self): return f'LocalPeer({self.peer_id or "starting"}, pid {self.pid}, {"alive" if self.alive else "ended"})'
+    def __repr__(self):
+        state = 'alive' if self.alive else 'ended'
+        return f'LocalPeer({self.peer_id or "starting"}, pid {self.pid}, {state})'
+
     def log(self, n: int = 20) -> str: return '\n'.join(list(self.lines)[-n:])
 
-    def wait_ready(self, timeout: float = 60.):
-        "Wait until the peer can serve"
-        if not self._ready.wait(timeout) or not self.peer_id:
-            ended = self._ready.is_set()
-            self.kill()
-            if ended and (why := next(filter(None, map(_SAID.fullmatch, reversed(self.lines))), None)): raise SwarmError(f'the peer could not start: {why[1]}')  # with where to read on, as it came
-            raise SwarmError(f'the peer {"ended" if ended else f"did not start within {timeout:g} s"}; it said:\n{self.log() or "nothing"}', see='start')
+# %% ../../nbs/swarm/04_children.ipynb #0000000c
+@patch
+def wait_ready(self: LocalPeer, timeout: float = 60.):
+    "Wait until the peer can serve"
+    if not self._ready.wait(timeout) or not self.peer_id:
+        ended = self._ready.is_set()
+        self.kill()
+        why = next(filter(None, map(_SAID.fullmatch, reversed(self.lines))), None)
+        # `why` says where to read on, as it came
+        if ended and why: raise SwarmError(f'the peer could not start: {why[1]}')
+        how = 'ended' if ended else f'did not start within {timeout:g} s'
+        raise SwarmError(f'the peer {how}; it said:\n{self.log() or "nothing"}', see='start')
 
-    def kill(self):
-        "SIGKILL: what a power cut does"
+@patch
+def kill(self: LocalPeer):
+    "SIGKILL: what a power cut does"
+    self.process.kill()
+    self._reap(2.)
+
+@patch
+def say(self: LocalPeer, command: str):
+    "Give a volunteer a command: 'pause' or 'resume'"
+    try: print(command, file=self.process.stdin, flush=True)
+    except (OSError, ValueError):
+        raise SwarmError(f'{self!r} cannot be told {command!r} any more') from None
+
+@patch
+def ask_to_stop(self: LocalPeer):
+    "Close its pipe: it withdraws its records, saves, and ends"
+    try: self.process.stdin.close()
+    except OSError: pass  # it has gone already
+
+@patch
+def stop(self: LocalPeer, timeout: float = 8.):
+    "End it in peace, or by force after `timeout` seconds"
+    self.ask_to_stop()
+    self._reap(timeout)
+
+@patch
+def _reap(self: LocalPeer, timeout):
+    try: self.process.wait(timeout)
+    except subprocess.TimeoutExpired:
         self.process.kill()
-        self._reap(2.)
+        self.process.wait(5.)
+    self.ask_to_stop()
+    self._reader.join(2.)
+    self.process.stdout.close()
 
-    def say(self, command: str):
-        "Give a volunteer a command: 'pause' or 'resume'"
-        try: print(command, file=self.process.stdin, flush=True)
-        except (OSError, ValueError): raise SwarmError(f'{self!r} cannot be told {command!r} any more') from None
-
-    def ask_to_stop(self):
-        "Close its pipe: it withdraws its records, saves, and ends"
-        try: self.process.stdin.close()
-        except OSError: pass  # it has gone already
-
-    def stop(self, timeout: float = 8.):
-        "End it in peace, or by force after `timeout` seconds"
-        self.ask_to_stop()
-        self._reap(timeout)
-
-    def _reap(self, timeout):
-        try: self.process.wait(timeout)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            self.process.wait(5.)
-        self.ask_to_stop()
-        self._reader.join(2.)
-        self.process.stdout.close()
+# %% ../../nbs/swarm/04_children.ipynb #0000000e
+def _start_peer(options: Sequence[str], threads: int) -> subprocess.Popen:
+    libraries = 'OMP_NUM_THREADS', 'MKL_NUM_THREADS', 'OPENBLAS_NUM_THREADS'
+    return subprocess.Popen(
+        [sys.executable, '-m', 'lah_nb', 'peer', '--owned', *options],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors='replace',
+        env={**os.environ, 'PYTHONUNBUFFERED': '1', **dict.fromkeys(libraries, str(threads))},
+        # an interrupt of the cell is not theirs
+        start_new_session=os.name == 'posix', creationflags=getattr(subprocess, 'CREATE_NEW_PROCESS_GROUP', 0))
 
 def _read_lines(stream, ref, ready):
     try:

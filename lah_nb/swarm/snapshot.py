@@ -17,15 +17,25 @@ from ..network.wire import WireError
 # %% ../../nbs/swarm/01_snapshot.ipynb #00000006
 def check_status(meta: dict) -> dict:
     "What a peer says of itself, as far as a snapshot reads it, checked"
-    number = lambda n: isinstance(n, (int, float))
     match meta:
-        case {'experts': dict(experts), 'runtime': dict(runtime), 'links': [*links], 'uptime': int() | float(), 'memory': int()}: pass
+        case {'experts': dict(experts), 'runtime': dict(runtime), 'links': [*links],
+              'uptime': int() | float(), 'memory': int()}: pass
         case _: raise WireError('a status that is none')
-    if not all(type(uid) is str and type(n) is list and len(n) == 5 and all(map(number, n)) for uid, n in experts.items()) or not all(map(number, runtime.values())) or any(type(peer) is not str for peer in links):
+    counted = all(_is_count(uid, numbers) for uid, numbers in experts.items())
+    if not counted or not all(map(_is_number, runtime.values())) or any(type(peer) is not str for peer in links):
         raise WireError('a status with impossible numbers')
-    if not isinstance(meta.get('device'), (str, type(None))) or len(meta.get('device') or '') > 64: raise WireError('a status with a device that is none')
+    device = meta.get('device')
+    if not isinstance(device, (str, type(None))) or len(device or '') > 64:
+        raise WireError('a status with a device that is none')
     return meta
 
+def _is_number(n) -> bool: return isinstance(n, (int, float))
+
+def _is_count(uid, numbers) -> bool:
+    # updates, rows forward, rows backward, refused, norm of the gradient
+    return type(uid) is str and type(numbers) is list and len(numbers) == 5 and all(map(_is_number, numbers))
+
+# %% ../../nbs/swarm/01_snapshot.ipynb #0000000b
 @dataclass(repr=False)
 class Snapshot:
     "Peers, their experts, load and links at one moment"
@@ -40,57 +50,84 @@ class Snapshot:
         return len({uid for peer in self.peers if peer['alive'] for uid in peer['experts']})
 
     @classmethod
-    def of(cls, statuses: Sequence[tuple], *, own_id: str, known: Sequence[str] = (), benched: Sequence[str] = ()) -> 'Snapshot':
-        "From what `call.status` brought: (peer id, addresses, answer, seconds) each"
-        peers, links, served = [], {tuple(sorted((own_id, peer))) for peer in known}, {}
+    def of(
+        cls,
+        statuses: Sequence[tuple],  # (peer id, addresses, answer, seconds) of each peer
+        *,
+        own_id: str,  # of the peer that asked
+        known: Sequence[str] = (),  # peers it knows
+        benched: Sequence[str] = (),  # peers it does not use
+    ) -> 'Snapshot':
+        "From what `call.status` brought"
+        peers, served = [], {}
+        links = {tuple(sorted((own_id, peer))) for peer in known}
         for peer_id, addrs, meta, seconds in sorted(statuses):
             experts = meta.get('experts', {})
             for uid, numbers in experts.items(): served[uid] = served.get(uid, 0) + numbers[1]
             links |= {tuple(sorted((peer_id, other))) for other in meta.get('links', []) if other != peer_id}
-            peers.append({'peer_id': peer_id, 'addrs': addrs, 'experts': sorted(experts), 'updates': sum(numbers[0] for numbers in experts.values()), 'rows': sum(numbers[1] for numbers in experts.values()),
-                          'refused': sum(numbers[3] for numbers in experts.values()), 'load': meta.get('runtime', {}).get('rows_per_second', 0.), 'busy': meta.get('runtime', {}).get('busy', 0.),
-                          'queued': meta.get('runtime', {}).get('queued_rows', 0), 'uptime': meta.get('uptime'), 'memory': meta.get('memory'), 'device': meta.get('device'), 'latency': seconds, 'alive': 'why' not in meta, 'why': meta.get('why')})
+            peers.append({'peer_id': peer_id, 'addrs': addrs, **_totals(meta), 'latency': seconds,
+                          'alive': 'why' not in meta, 'why': meta.get('why')})
         return cls(peers, sorted(links), served, list(benched))
 
-    def to_dict(self) -> dict:
-        "What `lah-nb status --json` prints"
-        return {'peers': self.peers, 'experts': self.experts, 'links': [list(link) for link in self.links], 'served': self.served, 'benched': self.benched}
+def _totals(meta: dict) -> dict:
+    "What a snapshot tells of a peer, from its status"
+    experts, runtime = meta.get('experts', {}), meta.get('runtime', {})
+    total = lambda i: sum(numbers[i] for numbers in experts.values())
+    return {
+        'experts': sorted(experts), 'updates': total(0), 'rows': total(1), 'refused': total(3),
+        'load': runtime.get('rows_per_second', 0.), 'busy': runtime.get('busy', 0.),
+        'queued': runtime.get('queued_rows', 0),
+        **{name: meta.get(name) for name in ('uptime', 'memory', 'device')}}
 
-    @property
-    def graph(self) -> nx.Graph:
-        "Peers and experts as nodes (`kind`), who knows whom and who hosts what as edges"
-        g = nx.Graph()
-        for peer in self.peers:
-            g.add_node(peer['peer_id'], kind='peer', **{key: peer[key] for key in ('alive', 'load', 'updates')})
-            for uid in peer['experts']:
-                g.add_node(uid, kind='expert', served=self.served.get(uid, 0))
-                g.add_edge(peer['peer_id'], uid, kind='hosts')
-        for a, b in self.links:
-            if a != b:
-                for end in (a, b):
-                    if end not in g: g.add_node(end, kind='peer', alive=True, load=0., updates=0)
-                g.add_edge(a, b, kind='knows')
-        return g
+# %% ../../nbs/swarm/01_snapshot.ipynb #0000000d
+@patch
+def to_dict(self: Snapshot) -> dict:
+    "What `lah-nb status --json` prints"
+    links = [list(link) for link in self.links]
+    return {'peers': self.peers, 'experts': self.experts, 'links': links,
+            'served': self.served, 'benched': self.benched}
+
+@patch(as_prop=True)
+def graph(self: Snapshot) -> nx.Graph:
+    "Peers and experts as nodes (`kind`), who knows whom and who hosts what as edges"
+    g = nx.Graph()
+    for peer in self.peers:
+        g.add_node(peer['peer_id'], kind='peer', **{key: peer[key] for key in ('alive', 'load', 'updates')})
+        for uid in peer['experts']:
+            g.add_node(uid, kind='expert', served=self.served.get(uid, 0))
+            g.add_edge(peer['peer_id'], uid, kind='hosts')
+    for a, b in self.links:
+        if a != b:
+            for end in (a, b):
+                if end not in g: g.add_node(end, kind='peer', alive=True, load=0., updates=0)
+            g.add_edge(a, b, kind='knows')
+    return g
 
 # %% ../../nbs/swarm/01_snapshot.ipynb #00000007
 _COLUMNS = 'peer', 'state', 'experts', 'updates', 'rows/s', 'busy', 'ping'
 
 def _cells(peer: dict) -> tuple:
+    name = peer['peer_id'][:4] + '…' + peer['peer_id'][-6:]
     state = 'alive' if peer['alive'] else 'silent'
-    return peer['peer_id'][:4] + '…' + peer['peer_id'][-6:], state, str(len(peer['experts'])), str(peer['updates']), f"{peer['load']:.0f}", f"{100 * peer['busy']:.0f} %", f"{1e3 * peer['latency']:.0f} ms"
+    experts, updates = str(len(peer['experts'])), str(peer['updates'])
+    busy, ping = f'{100 * peer["busy"]:.0f} %', f'{1e3 * peer["latency"]:.0f} ms'
+    return name, state, experts, updates, f'{peer["load"]:.0f}', busy, ping
 
 @patch
 def _repr_html_(self: Snapshot):
-    head = ''.join(f'<th style="text-align:left">{c}</th>' for c in _COLUMNS)
-    rows = ''.join('<tr>' + ''.join(f'<td style="text-align:left">{cell}</td>' for cell in _cells(peer)) + '</tr>' for peer in self.peers)
-    return f'<b>{self.experts} experts on {sum(p["alive"] for p in self.peers)} peers</b><table><tr>{head}</tr>{rows}</table>'
+    row = lambda tag, cells: '<tr>' + ''.join(f'<{tag} style="text-align:left">{c}</{tag}>' for c in cells) + '</tr>'
+    rows = ''.join(row('td', _cells(peer)) for peer in self.peers)
+    return f'<b>{self._title}</b><table>{row("th", _COLUMNS)}{rows}</table>'
+
+@patch(as_prop=True)
+def _title(self: Snapshot) -> str: return f'{self.experts} experts on {sum(p["alive"] for p in self.peers)} peers'
 
 @patch
-def __repr__(self: Snapshot): return f'Snapshot({self.experts} experts on {sum(p["alive"] for p in self.peers)} peers, {sum(p["updates"] for p in self.peers)} updates)'
+def __repr__(self: Snapshot): return f'Snapshot({self._title}, {sum(p["updates"] for p in self.peers)} updates)'
 
 @patch
 def __rich__(self: Snapshot):
     from rich.table import Table
-    table = Table(*_COLUMNS, title=f'{self.experts} experts on {sum(p["alive"] for p in self.peers)} peers')
+    table = Table(*_COLUMNS, title=self._title)
     for peer in self.peers: table.add_row(*_cells(peer))
     return table

@@ -48,7 +48,9 @@ class Swarm:
         listen: Sequence[str] = (),  # multiaddrs; by default this trainer only dials out
         timeout: float = 20.,  # seconds to join
     ):
-        self.network, self.local_peers, self._join, self._closed, self._view = Host(listen=listen, punch=True), [], list(addrs), False, None
+        self.network = Host(listen=listen, punch=True)
+        self.local_peers, self._join = [], list(addrs)
+        self._closed, self._view = False, None
         self.views = weakref.WeakSet()  # live views that end with the swarm
         answer_dial_back(self.network)
         self.dht = DHT(self.network)
@@ -89,7 +91,7 @@ def start_peers(self: Swarm,
     peers: int = 1,
     experts: str = 'ffn.[0:8].[0:8]',  # pattern of uids
     *,
-    num_experts: int | None = None,  # each peer takes so many free uids of the pattern; None: they share all of them evenly
+    num_experts: int | None = None,  # free uids of the pattern for each peer; None: they share all of them evenly
     expert_cls: str = 'ffn',
     hidden_dim: int = 64,
     optimizer: str = 'adam',
@@ -102,11 +104,17 @@ def start_peers(self: Swarm,
     "Start peers of this swarm as child processes on this computer"
     if self._closed: raise SwarmError('this swarm is closed', see='closed')
     uids, seeds = parse_uids(experts), self.addrs
-    if peers < 1 or not num_experts and peers > len(uids): raise SwarmError(f'{len(uids)} experts cannot be spread over {peers} peers', see='uids')
-    options = [word for addr in seeds[:3] for word in ('--join', addr)] + ['--expert-cls', expert_cls, '--hidden-dim', str(hidden_dim), '--optimizer', optimizer, '--lr', str(lr), '--device', device]
-    options += [word for flag, value in (('--checkpoint-dir', checkpoint_dir), ('--expert-file', expert_file)) if value for word in (flag, value)]
-    shares = [['--experts', experts, '--num-experts', str(num_experts)] if num_experts else ['--experts', ','.join(uids[i::peers])] for i in range(peers)]
-    threads, started, deadline = max(1, (os.cpu_count() or 1) // (peers + len(self.local_peers))), [], time.monotonic() + timeout
+    if peers < 1 or not num_experts and peers > len(uids):
+        raise SwarmError(f'{len(uids)} experts cannot be spread over {peers} peers', see='uids')
+    options = ['--expert-cls', expert_cls, '--hidden-dim', str(hidden_dim),
+               '--optimizer', optimizer, '--lr', str(lr), '--device', device]
+    for addr in seeds[:3]: options += ['--join', addr]
+    if checkpoint_dir: options += ['--checkpoint-dir', checkpoint_dir]
+    if expert_file: options += ['--expert-file', expert_file]
+    if num_experts: shares = [['--experts', experts, '--num-experts', str(num_experts)]] * peers
+    else: shares = [['--experts', ','.join(uids[i::peers])] for i in range(peers)]
+    threads = max(1, (os.cpu_count() or 1) // (peers + len(self.local_peers)))
+    started, deadline = [], time.monotonic() + timeout
     try:
         for share in shares: started.append(LocalPeer(*share, *options, threads=threads))
         self.local_peers += started
@@ -117,6 +125,7 @@ def start_peers(self: Swarm,
         raise
     return started
 
+# %% ../../nbs/swarm/07_swarm.ipynb #0000001c
 @patch(cls_method=True)
 def local(
     cls: Swarm,
@@ -152,7 +161,8 @@ def _close_all():
 @patch(as_prop=True)
 def addrs(self: Swarm) -> list[str]:
     "Multiaddrs through which others can join"
-    return [addr for peer in self.local_peers if peer.alive for addr in peer.addrs] or list(self.network.addrs) or self._join
+    of_peers = [addr for peer in self.local_peers if peer.alive for addr in peer.addrs]
+    return of_peers or list(self.network.addrs) or self._join
 
 @patch(as_prop=True)
 def peers(self: Swarm) -> list:
@@ -163,13 +173,15 @@ def peers(self: Swarm) -> list:
 @patch
 def __repr__(self: Swarm):
     if self._closed: return 'Swarm(closed)'
-    local = f'{sum(p.alive for p in self.local_peers)} of {len(self.local_peers)} local peers alive, ' if self.local_peers else ''
+    local, alive = '', sum(p.alive for p in self.local_peers)
+    if self.local_peers: local = f'{alive} of {len(self.local_peers)} local peers alive, '
     return f'Swarm({local}{len(self.dht.peers)} peers known, join through {next(iter(self.addrs), "nothing")})'
 
 # %% ../../nbs/swarm/07_swarm.ipynb #0000000e
 @patch
 async def _status(self: Swarm, timeout: float):
-    peers, found = read_peers((await self.dht.get(['swarm/peers'], timeout=timeout))['swarm/peers']), []
+    records = await self.dht.get(['swarm/peers'], timeout=timeout)
+    peers, found = read_peers(records['swarm/peers']), []
     async def ask(peer_id, addrs):
         start = trio.current_time()
         try:
@@ -185,7 +197,8 @@ async def _status(self: Swarm, timeout: float):
 def snapshot(self: Swarm, *, timeout: float = 1.5) -> Snapshot:
     "The swarm's state at this moment, for people"
     if self._closed: raise SwarmError('this swarm is closed', see='closed')
-    return Snapshot.of(self.portal.run(self._status, timeout), own_id=self.network.peer_id, known=self.dht.peers, benched=list(self.roster.benched))
+    statuses = self.portal.run(self._status, timeout)
+    return Snapshot.of(statuses, own_id=self.network.peer_id, known=self.dht.peers, benched=list(self.roster.benched))
 
 @patch
 def grids(self: Swarm) -> dict[str, Grid]:
@@ -198,7 +211,10 @@ def view(self: Swarm):  # a `SwarmView`
     "The live picture of this swarm: peers, links, experts and their load"
     if self._closed: raise SwarmError('this swarm is closed', see='closed')
     if self._view is None:
-        self.monitor.wait(lambda told: all(peer['state'] != 'silent' for peer in told['peers']) and len(told['peers']) >= len(self.local_peers), timeout=2.)
+        def heard_of_all(told):
+            here = all(peer['state'] != 'silent' for peer in told['peers'])
+            return here and len(told['peers']) >= len(self.local_peers)
+        self.monitor.wait(heard_of_all, timeout=2.)
         self._view = view_of(self)
         self.views.add(self._view)
     return self._view

@@ -28,15 +28,18 @@ class Volunteer:
         peer: LocalPeer,
         swarm: Sequence[str],  # addresses that it joined through
     ):
-        self.peer, self.swarm, self.view = peer, tuple(swarm), None
+        self.peer, self.swarm = peer, tuple(swarm)
+        self.view = None
 
     alive = property(lambda self: self.peer.alive)
     peer_id = property(lambda self: self.peer.peer_id)
     pid = property(lambda self: self.peer.pid)
 
     def status(self) -> dict:
-        "What it does and has done, as it said last: `state`, `experts`, `rows`, `updates`, `uptime`, `rank`, `peers`, `reach`, `load`, ..."
-        return {'state': 'starting', 'experts': 0, 'rows': 0, 'updates': 0, 'uptime': 0., 'rank': None, 'peers': 0, **self.peer.status, **({} if self.alive else {'state': 'stopped', 'load': 0.})}
+        "What it does and has done, as it said last: `state`, `experts`, `rows`, `updates`, `uptime`, `rank`, ..."
+        silent = {'state': 'starting', 'experts': 0, 'rows': 0, 'updates': 0, 'uptime': 0., 'rank': None, 'peers': 0}
+        ended = {} if self.alive else {'state': 'stopped', 'load': 0.}
+        return {**silent, **self.peer.status, **ended}
 
     def log(self, n: int = 20) -> str:
         "The last lines it wrote"
@@ -59,12 +62,15 @@ class Volunteer:
     def __enter__(self) -> 'Volunteer': return self
     def __exit__(self, *exc): self.stop()
 
+# %% ../../nbs/swarm/05_volunteering.ipynb #00000010
 @patch
 def _say(self: Volunteer, command: str, state: str, timeout: float):
     if not self.alive: raise SwarmError(f'this volunteer has left; it said:\n{self.log()}', see='start')
     self.peer.say(command)
     deadline = time.monotonic() + timeout
-    while (self.status()['state'] == 'paused') != (state == 'paused') and self.alive and time.monotonic() < deadline: time.sleep(0.05)
+    to_pause = state == 'paused'
+    while self.alive and (self.status()['state'] == 'paused') != to_pause and time.monotonic() < deadline:
+        time.sleep(0.05)
 
 # %% ../../nbs/swarm/05_volunteering.ipynb #00000008
 _REACH = {'direct': 'directly', 'relay': 'through a relay', 'none': 'by peers that it dialled only'}
@@ -72,14 +78,21 @@ _REACH = {'direct': 'directly', 'relay': 'through a relay', 'none': 'by peers th
 @patch
 def __repr__(self: Volunteer):
     s = self.status()
-    return f'Volunteer({s["state"]}, {s["experts"]} experts of {s.get("grid", "?")}, {s["rows"]} rows served, {s["updates"]} updates, up {s["uptime"]:.0f} s)'
+    work = f'{s["rows"]} rows served, {s["updates"]} updates, up {s["uptime"]:.0f} s'
+    return f'Volunteer({s["state"]}, {s["experts"]} experts of {s.get("grid", "?")}, {work})'
 
 @patch
 def _repr_html_(self: Volunteer):
     s = self.status()
-    rows = {'state': s['state'], 'peer': self.peer_id, 'experts': f'{s["experts"]} of {s.get("grid", "?")} on {s.get("device", "?")}', 'rows served': f'{s["rows"]:,}', 'updates': f'{s["updates"]:,}', 'up': f'{s["uptime"]:.0f} s',
-            'rank': f'{s["rank"]} of {s["peers"]} peers' if s['rank'] else '', 'reached': _REACH.get(s.get('reach'), '')}
-    return '<table>' + ''.join(f'<tr><th style="text-align:left">{name}</th><td style="text-align:left">{escape(str(value))}</td></tr>' for name, value in rows.items()) + '</table>'
+    told = {
+        'state': s['state'], 'peer': self.peer_id,
+        'experts': f'{s["experts"]} of {s.get("grid", "?")} on {s.get("device", "?")}',
+        'rows served': f'{s["rows"]:,}', 'updates': f'{s["updates"]:,}', 'up': f'{s["uptime"]:.0f} s',
+        'rank': f'{s["rank"]} of {s["peers"]} peers' if s['rank'] else '',
+        'reached': _REACH.get(s.get('reach'), '')}
+    left = 'style="text-align:left"'
+    rows = (f'<tr><th {left}>{name}</th><td {left}>{escape(str(value))}</td></tr>' for name, value in told.items())
+    return f'<table>{"".join(rows)}</table>'
 
 @patch
 def _ipython_display_(self: Volunteer, **kwargs):
@@ -103,8 +116,12 @@ def volunteer(
     "Lend this computer: host experts of a swarm until `.stop()`"
     join = (addr,) if isinstance(addr, str) else tuple(addr)
     for one in join: split_addr(one)
-    given = {'--prefix': prefix, '--listen': listen, '--device': device, '--identity': identity, '--expert-file': expert_file}
-    options = [word for option, value in (*given.items(), *(('--join', one) for one in join)) if value is not None for word in (option, str(value))]
+    given = {'--prefix': prefix, '--listen': listen, '--device': device, '--identity': identity,
+             '--expert-file': expert_file}
+    options = []
+    for option, value in given.items():
+        if value is not None: options += [option, str(value)]
+    for one in join: options += ['--join', one]
     with _starting:
         if (running := _running.get(join)) and running.alive: return running
         peer = LocalPeer('--volunteer', '--num-experts', str(experts), *options, threads=threads)

@@ -8,7 +8,7 @@ __all__ = ['training_figure', 'cost_of_event', 'load_figure', 'swarm_graph', 'sw
 
 # %% ../../nbs/views/03_figures.ipynb #00000003
 import html, math, os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import networkx as nx
@@ -18,8 +18,7 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from .layout import grid_layout, split_grid
-from .style import BLUE, GREEN, GREY, ORANGE, PURPLE, RED, SKY, YELLOW, short, some, style
-from .study import beam_figure, hosting_figure, latency_figure, load_over_time_figure, timeline_figure
+from .style import BLUE, GREEN, GREY, ORANGE, PURPLE, RED, SKY, short, some, style
 
 # %% ../../nbs/views/03_figures.ipynb #00000008
 def training_figure(
@@ -30,31 +29,57 @@ def training_figure(
 ) -> go.Figure:
     "Loss, what was evaluated, and speed, over steps"
     h = pd.DataFrame(history)
-    tests = [(name, h[f'test_{name}'].dropna()) for name in ('accuracy', 'perplexity') if f'test_{name}' in h and h[f'test_{name}'].notna().any()]
+    tests = _tests_in(h)
     titles = ['Training loss', *(f'Test {name}' for name, _ in tests), f'Speed ({unit} per second)']
+    last = dict(row=len(titles), col=1)
     fig = make_subplots(len(titles), 1, shared_xaxes=True, subplot_titles=titles, vertical_spacing=0.09)
-    fig.add_scatter(x=h.step, y=h.loss, mode='markers', marker=dict(size=3, color=BLUE, opacity=0.3), name='one batch', row=1, col=1)
-    fig.add_scatter(x=h.step, y=h.loss.rolling(max(2, len(h) // 20), center=True, min_periods=1).mean(), line=dict(color=BLUE, width=2.5), name='moving average', row=1, col=1)
+    _draw_loss(fig, h)
     for row, (name, values) in enumerate(tests, 2):
-        fig.add_scatter(x=h.step[values.index], y=values, mode='lines+markers', line=dict(color=GREEN, width=2), showlegend=False, name=name, row=row, col=1,
-                        hovertemplate='step %{x}: %{y:.1%}<extra></extra>' if name == 'accuracy' else 'step %{x}: %{y:.1f}<extra></extra>')
-        if name == 'accuracy': fig.update_yaxes(tickformat='.0%', row=row, col=1)
-    fig.add_scatter(x=h.step, y=_speed(h), line=dict(color=ORANGE, width=2), showlegend=False, name='speed', row=len(titles), col=1)
+        _draw_test(fig, row, name, h.step[values.index], values)
+    fig.add_scatter(x=h.step, y=_speed(h), line=dict(color=ORANGE, width=2), showlegend=False, name='speed', **last)
     for step, text in events:
-        fig.add_vline(step, line=dict(color=RED, dash='dash', width=1.5))
-        fig.add_annotation(x=step, y=1, yref='y domain', xref='x', text=html.escape(text), showarrow=False, xanchor='left', yanchor='top', xshift=4, font=dict(color=RED))
-    fig.update_yaxes(rangemode='tozero', row=len(titles), col=1)
-    fig.update_xaxes(title='step', row=len(titles), col=1)
+        _mark(fig, step, text)
+    fig.update_yaxes(rangemode='tozero', **last)
+    fig.update_xaxes(title='step', **last)
     return style(fig, 170 * len(titles) + 110)
 
-def _speed(h):
+# %% ../../nbs/views/03_figures.ipynb #00000022
+def _tests_in(h: pd.DataFrame) -> list[tuple[str, pd.Series]]:
+    "What was evaluated at all, and where"
+    columns = [(name, f'test_{name}') for name in ('accuracy', 'perplexity')]
+    return [(name, h[column].dropna()) for name, column in columns if column in h and h[column].notna().any()]
+
+def _speed(h: pd.DataFrame) -> pd.Series:
+    "Samples per second, over a window of steps"
     width = max(15, len(h) // 15)
-    samples, seconds = (h[key].rolling(width, min_periods=width // 2).agg(lambda w: w.iloc[-1] - w.iloc[0]) for key in ('samples', 'seconds'))
+    grown = lambda key: h[key].rolling(width, min_periods=width // 2).agg(lambda w: w.iloc[-1] - w.iloc[0])
+    samples, seconds = grown('samples'), grown('seconds')
     return samples / seconds.clip(lower=1e-3)
+
+# %% ../../nbs/views/03_figures.ipynb #00000035
+def _draw_loss(fig: go.Figure, h: pd.DataFrame):
+    mean = h.loss.rolling(max(2, len(h) // 20), center=True, min_periods=1).mean()
+    point = dict(size=3, color=BLUE, opacity=0.3)
+    fig.add_scatter(x=h.step, y=h.loss, mode='markers', marker=point, name='one batch', row=1, col=1)
+    fig.add_scatter(x=h.step, y=mean, line=dict(color=BLUE, width=2.5), name='moving average', row=1, col=1)
+
+def _draw_test(fig: go.Figure, row: int, name: str, steps: pd.Series, values: pd.Series):
+    form = '.1%' if name == 'accuracy' else '.1f'
+    fig.add_scatter(
+        x=steps, y=values, mode='lines+markers', line=dict(color=GREEN, width=2), showlegend=False, name=name,
+        row=row, col=1, hovertemplate=f'step %{{x}}: %{{y:{form}}}<extra></extra>')
+    if name == 'accuracy': fig.update_yaxes(tickformat='.0%', row=row, col=1)
+
+def _mark(fig: go.Figure, step: int, text: str):
+    "An event: a line across all rows, and its words in the first"
+    fig.add_vline(step, line=dict(color=RED, dash='dash', width=1.5))
+    fig.add_annotation(
+        x=step, y=1, yref='y domain', xref='x', text=html.escape(text), showarrow=False,
+        xanchor='left', yanchor='top', xshift=4, font=dict(color=RED))
 
 # %% ../../nbs/views/03_figures.ipynb #0000000b
 def cost_of_event(
-    history: pd.DataFrame,
+    history: pd.DataFrame,  # of a `Trainer`: step, seconds, samples, failed_calls
     step: int,  # when it happened
     *,
     window: int = 50,  # steps before and after that are compared
@@ -63,18 +88,37 @@ def cost_of_event(
     h = pd.DataFrame(history)
     before, after = h[h.step <= step].tail(window), h[h.step >= step]
     gaps = after.seconds.diff().head(window)
-    recovered = after.loc[gaps.idxmax():] if gaps.notna().any() else after
-    speed = lambda part: float((part.samples.iloc[-1] - part.samples.iloc[0]) / max(1e-9, part.seconds.iloc[-1] - part.seconds.iloc[0])) if len(part) > 1 else math.nan
-    lost = after.failed_calls.iloc[-1] - (before.failed_calls.iloc[-1] if len(before) else 0) if len(after) else 0
-    return dict(speed_before=speed(before), speed_after=speed(recovered), longest_gap=float(gaps.max()) if gaps.notna().any() else 0.0, failed_calls=int(lost))
+    known = gaps.notna().any()
+    recovered = after.loc[gaps.idxmax():] if known else after
+    return dict(
+        speed_before=_mean_speed(before),
+        speed_after=_mean_speed(recovered),
+        longest_gap=float(gaps.max()) if known else 0.0,
+        failed_calls=_last(after.failed_calls) - _last(before.failed_calls) if len(after) else 0)
+
+# %% ../../nbs/views/03_figures.ipynb #00000036
+def _mean_speed(part: pd.DataFrame) -> float:
+    "Samples per second from its first step to its last"
+    if len(part) < 2: return math.nan
+    samples = part.samples.iloc[-1] - part.samples.iloc[0]
+    seconds = part.seconds.iloc[-1] - part.seconds.iloc[0]
+    return float(samples / max(1e-9, seconds))
+
+def _last(counted: pd.Series) -> int: return int(counted.iloc[-1]) if len(counted) else 0
 
 # %% ../../nbs/views/03_figures.ipynb #0000000e
-def _by_grid(served: Mapping[str, float], dims: int | None) -> dict[str, dict[tuple[int, ...], float]]:
+_Cells = dict[tuple[int, ...], float]
+
+def _by_grid(served: Mapping[str, float], dims: int | None) -> dict[str, _Cells]:
     grids = {}
     for uid, rows in served.items():
         name, cell = split_grid(uid, dims)
         grids.setdefault(name, {})[cell] = rows
     return dict(sorted(grids.items()))
+
+def _shape(cells: _Cells) -> list[int]:
+    "The smallest grid that has all of these cells"
+    return [max(indices) + 1 for indices in zip(*cells)]
 
 # %% ../../nbs/views/03_figures.ipynb #0000000f
 def load_figure(
@@ -85,29 +129,55 @@ def load_figure(
 ) -> go.Figure:
     "A heat map of the load of each expert, one per grid"
     grids = _by_grid(served, dims) or {'no expert': {(0,): math.nan}}
-    most = max((v for cells in grids.values() for v in cells.values() if not math.isnan(v)), default=1)
-    fig = make_subplots(1, len(grids), subplot_titles=[f'{name} ({len(cells)} experts)' for name, cells in grids.items()])
+    counted = [rows for cells in grids.values() for rows in cells.values() if not math.isnan(rows)]
+    most = max(counted, default=1)
+    titles = [f'{name} ({len(cells)} experts)' for name, cells in grids.items()]
+    fig = make_subplots(1, len(grids), subplot_titles=titles)
     for column, (name, cells) in enumerate(grids.items(), 1):
-        shape = [max(cell[i] for cell in cells) + 1 for i in range(len(next(iter(cells))))]
-        rows, columns = np.add(grid_layout(shape, [n - 1 for n in shape]), 1)
-        gap = 2 if columns < 40 else 0.5
-        z, text = np.full((rows, columns), np.nan), np.full((rows, columns), '', dtype=object)
-        for cell, value in cells.items():
-            at = grid_layout(shape, cell)
-            z[at], text[at] = value, '.'.join([name, *map(str, cell)])
-        fig.add_heatmap(z=z, text=text, zmin=0, zmax=most, colorscale='Cividis', xgap=gap, ygap=gap, hovertemplate='%{text}: %{z:,} ' + unit + '<extra></extra>', hoverongaps=False,
-                        showscale=column == len(grids), colorbar=dict(title=unit), row=1, col=column)
-        fig.update_xaxes(showgrid=False, constrain='domain', dtick=max(1, columns // 8), title='last index' if len(shape) < 3 else None, showticklabels=len(shape) < 3, row=1, col=column)
-        fig.update_yaxes(showgrid=False, autorange='reversed', scaleanchor=f'x{column}', constrain='domain', dtick=max(1, rows // 8), showticklabels=len(shape) == 2, title='first index' if len(shape) == 2 and column == 1 else None, row=1, col=column)
-    return style(fig, 260 if all(len(next(iter(cells))) == 1 for cells in grids.values()) else 440, title=f'Load of the experts: {unit}', margin=dict(l=60, r=20, t=90, b=50))
+        scale = dict(zmin=0, zmax=most, colorbar=dict(title=unit), showscale=column == len(grids))
+        _draw_grid(fig, column, name, cells, unit, scale)
+    flat = all(len(_shape(cells)) == 1 for cells in grids.values())
+    margin = dict(l=60, r=20, t=90, b=50)
+    return style(fig, 260 if flat else 440, title=f'Load of the experts: {unit}', margin=margin)
+
+# %% ../../nbs/views/03_figures.ipynb #00000037
+def _heat(name: str, cells: _Cells) -> tuple[np.ndarray, np.ndarray]:  # (rows, columns) each: load, uid
+    "A grid as a picture; NaN and no text where there is no expert"
+    shape = _shape(cells)
+    rows, columns = np.add(grid_layout(shape, [n - 1 for n in shape]), 1)
+    z, text = np.full((rows, columns), np.nan), np.full((rows, columns), '', dtype=object)
+    for cell, value in cells.items():
+        at = grid_layout(shape, cell)
+        z[at] = value
+        text[at] = '.'.join([name, *map(str, cell)])
+    return z, text
+
+# %% ../../nbs/views/03_figures.ipynb #00000026
+def _draw_grid(fig: go.Figure, column: int, name: str, cells: _Cells, unit: str, scale: dict):
+    z, text = _heat(name, cells)
+    rows, columns = z.shape
+    dims, at = len(_shape(cells)), dict(row=1, col=column)
+    gap = 2 if columns < 40 else 0.5
+    fig.add_heatmap(
+        z=z, text=text, colorscale='Cividis', xgap=gap, ygap=gap, hoverongaps=False,
+        hovertemplate='%{text}: %{z:,} ' + unit + '<extra></extra>', **scale, **at)
+    fig.update_xaxes(
+        showgrid=False, constrain='domain', dtick=max(1, columns // 8), showticklabels=dims < 3,
+        title='last index' if dims < 3 else None, **at)
+    fig.update_yaxes(
+        showgrid=False, constrain='domain', dtick=max(1, rows // 8), showticklabels=dims == 2,
+        title='first index' if dims == 2 and column == 1 else None,
+        autorange='reversed', scaleanchor=f'x{column}', **at)
 
 # %% ../../nbs/views/03_figures.ipynb #00000013
 def swarm_graph(
     snapshot: Mapping,  # `Snapshot.to_dict()`
-) -> nx.Graph:
+) -> nx.Graph:  # a node has `kind` ('peer', 'expert', 'trainer'), an edge too ('hosts', 'knows')
     "Peers and experts as a graph: who knows whom, who hosts what"
     g = nx.Graph()
-    for peer in snapshot['peers']: g.add_node(peer['peer_id'], kind='peer', alive=peer.get('alive', True), experts=len(peer['experts']), updates=peer.get('updates', 0))
+    for peer in snapshot['peers']:
+        facts = dict(alive=peer.get('alive', True), experts=len(peer['experts']), updates=peer.get('updates', 0))
+        g.add_node(peer['peer_id'], kind='peer', **facts)
     for peer in snapshot['peers']:
         for uid in peer['experts']:
             g.add_node(uid, kind='expert')
@@ -118,6 +188,7 @@ def swarm_graph(
         if a != b: g.add_edge(a, b, kind='knows')
     return g
 
+# %% ../../nbs/views/03_figures.ipynb #00000029
 def swarm_layout(
     g: nx.Graph,  # of `swarm_graph`
 ) -> dict[str, tuple[float, float]]:
@@ -125,12 +196,16 @@ def swarm_layout(
     peers = [n for n, d in g.nodes(data=True) if d['kind'] != 'expert']
     center = nx.circular_layout(peers) if len(peers) > 1 else {n: np.zeros(2) for n in peers}
     few, at = len(peers) <= 12, dict(center)
+    middle = lambda uid: np.mean([center[peer] for peer in g[uid]], 0)
     for peer in peers:
         hosted = [n for n in g[peer] if g.nodes[n]['kind'] == 'expert' and (few or g.degree(n) == 1)]
-        for uid, xy in zip(hosted, (_around if few else _outside)(center[peer], len(hosted), len(peers))):
-            at[uid] = xy if g.degree(uid) == 1 else np.mean([center[n] for n in g[uid]], 0) + (xy - center[peer]) / g.degree(uid)
-    return at | {n: np.mean([center[peer] for peer in g[n]], 0) for n in g if n not in at}
+        places = (_around if few else _outside)(center[peer], len(hosted), len(peers))
+        for uid, xy in zip(hosted, places):
+            hosts = g.degree(uid)
+            at[uid] = xy if hosts == 1 else middle(uid) + (xy - center[peer]) / hosts
+    return at | {n: middle(n) for n in g if n not in at}
 
+# %% ../../nbs/views/03_figures.ipynb #00000038
 def _around(center, experts, peers):
     "A sunflower: as many as there are, evenly"
     radius, i = 0.8 * math.sin(math.pi / max(3, peers)), np.arange(experts)
@@ -140,45 +215,82 @@ def _around(center, experts, peers):
 def _outside(center, experts, peers):
     "Rows on the peer's own sector, from the circle outwards"
     slot, i = 2 * math.pi / peers, np.arange(experts)
-    wide = max(1, int(slot / 0.055))
-    r, turn = 1.1 + (i // wide) * min(0.055, 0.55 * wide / max(1, experts)), math.atan2(center[1], center[0]) + ((i % wide + 0.5) / wide - 0.5) * 0.85 * slot
+    wide = max(1, int(slot / 0.055))  # experts in a row
+    r = 1.1 + (i // wide) * min(0.055, 0.55 * wide / max(1, experts))
+    turn = math.atan2(center[1], center[0]) + ((i % wide + 0.5) / wide - 0.5) * 0.85 * slot
     return (r * np.array([np.cos(turn), np.sin(turn)])).T
+
+# %% ../../nbs/views/03_figures.ipynb #0000002c
+_NODES = (  # kind, alive, name in the legend, colour, symbol
+    ('expert', True, 'expert', ORANGE, 'circle'),
+    ('peer', True, 'peer', BLUE, 'circle'),
+    ('peer', False, 'silent peer', RED, 'x'),
+    ('trainer', True, 'trainer or bootstrap peer', GREEN, 'diamond'))
 
 def swarm_figure(
     snapshot: Mapping,  # `Snapshot.to_dict()`
 ) -> go.Figure:
     "The swarm as a picture"
     g = swarm_graph(snapshot)
-    at = swarm_layout(g)
-    at, kinds = {n: np.round(xy, 3).tolist() for n, xy in at.items()}, [d['kind'] for _, d in g.nodes(data=True)]
-    peers, experts, fig = len(kinds) - kinds.count('expert'), kinds.count('expert'), go.Figure()
-    large, small = max(5, min(22, 1100 / max(1, peers))), max(3, min(7, 100 / math.sqrt(max(1, experts))))
-    for kind, name, color, width in (('hosts', 'hosts', GREY, 0.7), ('knows', 'knows', SKY, 1.2)):
-        lines = [(a, b) for a, b, d in g.edges(data=True) if d['kind'] == kind]
-        ends = [at[n] if n is not None else (None, None) for a, b in some(lines, 4000) for n in (a, b, None)]
-        fig.add_scatter(x=[p[0] for p in ends], y=[p[1] for p in ends], mode='lines', line=dict(color=color, width=width), opacity=min(0.6, max(0.2, 100 / max(1, len(lines)))), hoverinfo='skip', name=name, showlegend=bool(ends))
-    groups = (('expert', True, 'expert', ORANGE, 'circle', small), ('peer', True, 'peer', BLUE, 'circle', large), ('peer', False, 'silent peer', RED, 'x', max(8, 0.8 * large)), ('trainer', True, 'trainer or bootstrap peer', GREEN, 'diamond', max(10, 0.8 * large)))
-    for kind, alive, name, color, symbol, size in groups:
+    at = {n: np.round(xy, 3).tolist() for n, xy in swarm_layout(g).items()}
+    kinds = [d['kind'] for _, d in g.nodes(data=True)]
+    experts, peers = kinds.count('expert'), len(kinds) - kinds.count('expert')
+    fig = go.Figure()
+    _draw_edges(fig, g, at, 'hosts', GREY, 0.7)
+    _draw_edges(fig, g, at, 'knows', SKY, 1.2)
+    for kind, alive, name, color, symbol in _NODES:
         nodes = [n for n, d in g.nodes(data=True) if d['kind'] == kind and d.get('alive', True) == alive]
-        texts = [html.escape(n) if kind == 'expert' else f'{short(n)}: {g.nodes[n]["experts"]} experts, {g.nodes[n]["updates"]:,} updates' for n in nodes]
-        if nodes: fig.add_scatter(x=[at[n][0] for n in nodes], y=[at[n][1] for n in nodes], mode='markers', marker=dict(size=size, color=color, symbol=symbol, line=dict(width=int(size > 6), color='white')),
-                                  hovertext=texts, hoverinfo='text', name=f'{name} ({len(nodes):,})')
+        size = _mark_size(symbol, kind, peers, experts)
+        if nodes: _draw_nodes(fig, g, at, nodes, name, dict(size=size, color=color, symbol=symbol))
     fig.update_xaxes(visible=False).update_yaxes(visible=False, scaleanchor='x')
-    return style(fig, 600 if peers <= 12 else 820, title=f'The swarm: {kinds.count("peer")} peers, {experts:,} experts', hovermode='closest', margin=dict(l=10, r=10, t=90, b=10))
+    title = f'The swarm: {kinds.count("peer")} peers, {experts:,} experts'
+    margin = dict(l=10, r=10, t=90, b=10)
+    return style(fig, 600 if peers <= 12 else 820, title=title, hovermode='closest', margin=margin)
+
+# %% ../../nbs/views/03_figures.ipynb #0000002d
+def _mark_size(symbol: str, kind: str, peers: int, experts: int) -> float:  # pixels
+    if kind == 'expert': return max(3, min(7, 100 / math.sqrt(max(1, experts))))
+    large = max(5, min(22, 1100 / max(1, peers)))
+    least = {'circle': 0, 'x': 8, 'diamond': 10}[symbol]  # a cross or a diamond must be seen among many
+    return large if symbol == 'circle' else max(least, 0.8 * large)
+
+def _draw_edges(fig: go.Figure, g: nx.Graph, at: Mapping, kind: str, color: str, width: float):
+    lines = [(a, b) for a, b, d in g.edges(data=True) if d['kind'] == kind]
+    ends = [end for a, b in some(lines, 4000) for end in (at[a], at[b], (None, None))]  # None: lift the pen
+    opacity = min(0.6, max(0.2, 100 / max(1, len(lines))))
+    fig.add_scatter(
+        x=[x for x, _ in ends], y=[y for _, y in ends], mode='lines', line=dict(color=color, width=width),
+        opacity=opacity, hoverinfo='skip', name=kind, showlegend=bool(ends))
+
+def _draw_nodes(fig: go.Figure, g: nx.Graph, at: Mapping, nodes: Sequence[str], name: str, marker: dict):
+    edge = dict(width=int(marker['size'] > 6), color='white')
+    fig.add_scatter(
+        x=[at[n][0] for n in nodes], y=[at[n][1] for n in nodes], mode='markers', marker=marker | dict(line=edge),
+        hovertext=[_node_in_words(n, g.nodes[n]) for n in nodes], hoverinfo='text', name=f'{name} ({len(nodes):,})')
+
+def _node_in_words(name: str, facts: Mapping) -> str:
+    if facts['kind'] == 'expert': return html.escape(name)
+    return f'{short(name)}: {facts["experts"]} experts, {facts["updates"]:,} updates'
 
 # %% ../../nbs/views/03_figures.ipynb #00000017
 def time_figure(
     spent: Mapping[str, float] | Mapping[str, Mapping[str, float]],  # seconds by part, or several runs of such by name
 ) -> go.Figure:
     "Seconds by what they were spent on, as one bar for each run"
-    runs = spent if spent and isinstance(next(iter(spent.values())), Mapping) else {'': spent}
+    several = spent and isinstance(next(iter(spent.values())), Mapping)
+    runs = spent if several else {'': spent}
+    parts = dict.fromkeys(part for run in runs.values() for part in run)  # in order, each once
+    wholes = [max(1e-9, sum(run.values())) for run in runs.values()]
     fig = go.Figure()
-    for part, color in zip(dict.fromkeys(part for run in runs.values() for part in run), (BLUE, SKY, ORANGE, RED, GREEN, PURPLE, GREY) * 3):
+    for part, color in zip(parts, (BLUE, SKY, ORANGE, RED, GREEN, PURPLE, GREY) * 3):
         seconds = [run.get(part, 0.0) for run in runs.values()]
-        shares = [100 * s / max(1e-9, sum(run.values())) for s, run in zip(seconds, runs.values())]
-        fig.add_bar(y=list(runs), x=seconds, name=part, orientation='h', marker_color=color, text=[f'{share:.0f} %' if share >= 4 else '' for share in shares], textposition='inside', textangle=0,
-                    hovertemplate=part + ': %{x:.1f} s<extra></extra>')
-    fig.update_layout(barmode='stack').update_xaxes(title='seconds, summed over the batches in flight').update_yaxes(showticklabels=len(runs) > 1)
+        shares = [100 * s / whole for s, whole in zip(seconds, wholes)]
+        fig.add_bar(
+            y=list(runs), x=seconds, name=part, orientation='h', marker_color=color,
+            text=[f'{share:.0f} %' if share >= 4 else '' for share in shares], textposition='inside', textangle=0,
+            hovertemplate=part + ': %{x:.1f} s<extra></extra>')
+    fig.update_layout(barmode='stack').update_xaxes(title='seconds, summed over the batches in flight')
+    fig.update_yaxes(showticklabels=len(runs) > 1)
     style(fig, 130 + 60 * len(runs))
     return fig.update_layout(legend=dict(traceorder='normal', x=0, xanchor='left'))
 
@@ -190,54 +302,91 @@ def summarize(
     events: Sequence[tuple[int, str]] = (),  # step, what happened
 ) -> list[str]:
     "What was trained, how well, and what each event cost, in sentences"
-    r, unit = dict(result), 'tokens' if 'perplexity' in result else 'samples'
-    text = []
-    if {'data', 'experts', 'peers', 'steps', 'seconds'} <= r.keys():
-        peers = r['peers'] if isinstance(r['peers'], int) else len(r['peers'])
-        text.append(f"A Decentralized Mixture of {r['experts']} experts on {peers} peers was trained on {r['data']} for {r['steps']:,} steps in {r['seconds']:.0f} seconds ({r.get('samples_per_s', 0):,.0f} {unit} per second).")
+    r, unit = dict(result), _unit(result)
+    text = [*_what_was_trained(r, unit)]
     if r.get('test_accuracy') is not None: text.append(f"It gets {r['test_accuracy']:.1%} of the test set right.")
     if r.get('perplexity') is not None: text.append(f"Its perplexity on the test set is {r['perplexity']:.1f}.")
+    known = history is not None and len(history)
     for step, what in events:
-        cost = cost_of_event(history, step) if history is not None and len(history) else None
-        text.append(f'At step {step:,} {what}.' + ('' if cost is None else f" That cost {cost['failed_calls']} failed calls, and a pause of {cost['longest_gap']:.1f} s at the longest; the speed was "
-                    f"{cost['speed_before']:,.0f} {unit} per second before and {cost['speed_after']:,.0f} after. Training went on without a restart."))
+        cost = _what_it_cost(cost_of_event(history, step), unit) if known else ''
+        text.append(f'At step {step:,} {what}.{cost}')
     if not events and r.get('failed_calls') is not None: text.append(f"{r['failed_calls']} calls to experts failed.")
     return text
+
+# %% ../../nbs/views/03_figures.ipynb #00000039
+def _unit(result: Mapping) -> str: return 'tokens' if 'perplexity' in result else 'samples'
+
+def _what_was_trained(r: Mapping, unit: str) -> Iterator[str]:
+    if not {'data', 'experts', 'peers', 'steps', 'seconds'} <= r.keys(): return
+    peers = r['peers'] if isinstance(r['peers'], int) else len(r['peers'])
+    mixture = f"A Decentralized Mixture of {r['experts']} experts on {peers} peers"
+    speed = f"{r.get('samples_per_s', 0):,.0f} {unit} per second"
+    yield f"{mixture} was trained on {r['data']} for {r['steps']:,} steps in {r['seconds']:.0f} seconds ({speed})."
+
+def _what_it_cost(cost: Mapping, unit: str) -> str:
+    lost = f" That cost {cost['failed_calls']} failed calls, and a pause of {cost['longest_gap']:.1f} s at the longest"
+    speed = f"{cost['speed_before']:,.0f} {unit} per second before and {cost['speed_after']:,.0f} after"
+    return f'{lost}; the speed was {speed}. Training went on without a restart.'
 
 # %% ../../nbs/views/03_figures.ipynb #0000001c
 _css = '''
 :root { color-scheme: light dark; --text: #1b1f24; --soft: #57606a; --page: #ffffff; --card: #f6f8fa; --line: #d0d7de }
-@media (prefers-color-scheme: dark) { :root { --text: #e6edf3; --soft: #9da7b1; --page: #0d1117; --card: #161b22; --line: #30363d } }
-body { font: 16px/1.55 system-ui, sans-serif; color: var(--text); background: var(--page); max-width: 1000px; margin: 2rem auto; padding: 0 1rem }
-h1 { font-size: 1.7rem; margin: 0 0 .8rem } h2 { font-size: 1.15rem; margin: 2.2rem 0 .2rem } p { margin: .35rem 0 } .why { color: var(--soft); font-size: .93rem }
-.tiles { display: flex; flex-wrap: wrap; gap: .7rem; margin: 1.2rem 0 } .tile { background: var(--card); border: 1px solid var(--line); border-radius: 8px; padding: .5rem .9rem; min-width: 7rem }
-.tile b { display: block; font-size: 1.45rem; font-variant-numeric: tabular-nums } .tile span { color: var(--soft); font-size: .85rem }
+@media (prefers-color-scheme: dark) {
+  :root { --text: #e6edf3; --soft: #9da7b1; --page: #0d1117; --card: #161b22; --line: #30363d }
+}
+body { font: 16px/1.55 system-ui, sans-serif; color: var(--text); background: var(--page) }
+body { max-width: 1000px; margin: 2rem auto; padding: 0 1rem }
+h1 { font-size: 1.7rem; margin: 0 0 .8rem } h2 { font-size: 1.15rem; margin: 2.2rem 0 .2rem }
+p { margin: .35rem 0 } .why { color: var(--soft); font-size: .93rem }
+.tiles { display: flex; flex-wrap: wrap; gap: .7rem; margin: 1.2rem 0 }
+.tile { background: var(--card); border: 1px solid var(--line); border-radius: 8px }
+.tile { padding: .5rem .9rem; min-width: 7rem }
+.tile b { display: block; font-size: 1.45rem; font-variant-numeric: tabular-nums }
+.tile span { color: var(--soft); font-size: .85rem }
 '''
+
+# %% ../../nbs/views/03_figures.ipynb #0000002f
 _script = '''
 const dark = matchMedia('(prefers-color-scheme: dark)');
 function paint() {
   const text = dark.matches ? '#e6edf3' : '#1b1f24', line = dark.matches ? '#30363d' : '#e5e8eb';
   for (const plot of document.querySelectorAll('.js-plotly-plot')) {
     const change = {'font.color': text};
-    for (const axis in plot.layout) if (/^[xy]axis/.test(axis)) Object.assign(change, {[axis + '.gridcolor']: line, [axis + '.linecolor']: line});
+    for (const axis in plot.layout) {
+      if (/^[xy]axis/.test(axis)) Object.assign(change, {[axis + '.gridcolor']: line, [axis + '.linecolor']: line});
+    }
     Plotly.relayout(plot, change);
   }
 }
 dark.addEventListener('change', paint); paint();
 '''
+
+# %% ../../nbs/views/03_figures.ipynb #00000031
 _captions = {
     'How training went': 'Each point is one batch. Dashed lines mark what happened to the swarm.',
-    'Load of the experts': 'Rows that each expert has computed. Even colours mean that the gate uses all experts; an empty cell served nothing.',
+    'Load of the experts': 'Rows that each expert has computed. Even colours mean that the gate uses all experts; '
+                           'an empty cell served nothing.',
     'The swarm': 'Peers with the experts they host, as it was at the end.',
-    'Where the time went': 'Time waiting for experts includes the network. Several batches are in flight, so the sum is more than the time on the clock.'}
+    'Where the time went': 'Time waiting for experts includes the network. Several batches are in flight, '
+                           'so the sum is more than the time on the clock.'}
+
+def _tiles(r: Mapping) -> str:
+    "The numbers of a result as HTML; those it lacks are left out"
+    shown = [
+        ('test accuracy', 'test_accuracy', '{:.1%}'),
+        ('test perplexity', 'perplexity', '{:.1f}'),
+        ('training loss', 'train_loss', '{:.3f}'),
+        (f'{_unit(r)} per second', 'samples_per_s', '{:,.0f}'),
+        ('seconds', 'seconds', '{:.0f}'),
+        ('experts used', 'experts_used', '{}'),
+        ('failed calls', 'failed_calls', '{}')]
+    tiles = []
+    for name, key, form in shown:
+        if r.get(key) is None: continue
+        tiles.append(f'<div class="tile"><b>{html.escape(form.format(r[key]))}</b><span>{name}</span></div>')
+    return ''.join(tiles)
 
 # %% ../../nbs/views/03_figures.ipynb #0000001d
-def _tiles(r):
-    shown = [('test accuracy', r.get('test_accuracy'), '{:.1%}'), ('test perplexity', r.get('perplexity'), '{:.1f}'), ('training loss', r.get('train_loss'), '{:.3f}'),
-             ('tokens per second' if 'perplexity' in r else 'samples per second', r.get('samples_per_s'), '{:,.0f}'), ('seconds', r.get('seconds'), '{:.0f}'),
-             ('experts used', r.get('experts_used'), '{}'), ('failed calls', r.get('failed_calls'), '{}')]
-    return ''.join(f'<div class="tile"><b>{html.escape(form.format(value))}</b><span>{name}</span></div>' for name, value, form in shown if value is not None)
-
 def report(
     path: Path | str,  # the HTML file, replaced if it is there
     *,
@@ -251,23 +400,36 @@ def report(
     title: str = 'A swarm trained a mixture of experts',
 ) -> Path:
     "Write one HTML file that opens with no network: words first, then pictures"
-    unit, has = 'tokens' if 'perplexity' in result else 'samples', history is not None and len(history) > 0
-    figures = {'How training went': training_figure(history, events=events, unit=unit) if has else None, 'Load of the experts': load_figure(served, dims=dims) if served else None,
-               'The swarm': swarm_figure(snapshot) if snapshot else None, 'Where the time went': time_figure(spent) if spent else None}
-    parts, script = [], True
+    figures = {}
+    if history is not None and len(history):
+        figures['How training went'] = training_figure(history, events=events, unit=_unit(result))
+    if served: figures['Load of the experts'] = load_figure(served, dims=dims)
+    if snapshot: figures['The swarm'] = swarm_figure(snapshot)
+    if spent: figures['Where the time went'] = time_figure(spent)
+    words = summarize(result, history=history, events=events)
+    return _replace(Path(path), _page(title, words, _tiles(result), figures))
+
+# %% ../../nbs/views/03_figures.ipynb #00000034
+def _page(title: str, words: Sequence[str], tiles: str, figures: Mapping[str, go.Figure]) -> str:
+    "The HTML of a report; plotly's script comes with the first picture"
+    parts = []
     for name, fig in figures.items():
-        if fig is None: continue
         fig.update_layout(title=None, margin_t=60)
-        body = fig.to_html(full_html=False, include_plotlyjs=script, config=dict(displayModeBar=False, responsive=True))
+        config = dict(displayModeBar=False, responsive=True)
+        body = fig.to_html(full_html=False, include_plotlyjs=not parts, config=config)
         parts.append(f'<h2>{name}</h2><p class="why">{_captions[name]}</p>{body}')
-        script = False
-    words = ''.join(f'<p>{html.escape(s)}</p>' for s in summarize(result, history=history, events=events))
-    page = (f'<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{html.escape(title)}</title><style>{_css}</style></head>'
-            f'<body><h1>{html.escape(title)}</h1>{words}<div class="tiles">{_tiles(result)}</div>{"".join(parts)}{"" if script else f"<script>{_script}</script>"}</body></html>')
-    path = Path(path)
+    if parts: parts.append(f'<script>{_script}</script>')
+    title, text = html.escape(title), ''.join(f'<p>{html.escape(s)}</p>' for s in words)
+    meta = '<meta charset="utf-8"><meta name="viewport" content="width=device-width">'
+    head = f'<head>{meta}<title>{title}</title><style>{_css}</style></head>'
+    body = f'<body><h1>{title}</h1>{text}<div class="tiles">{tiles}</div>{"".join(parts)}</body>'
+    return f'<!doctype html><html lang="en">{head}{body}</html>'
+
+def _replace(path: Path, text: str) -> Path:
+    "Write a file so that nobody sees half of it"
     part = path.with_name(f'{path.name}.{os.getpid()}.part')
     try:
-        part.write_text(page, encoding='utf-8')
+        part.write_text(text, encoding='utf-8')
         os.replace(part, path)
     finally: part.unlink(missing_ok=True)
     return path

@@ -8,7 +8,7 @@ __all__ = ['grid_layout', 'split_grid', 'cells_of', 'ring_angle', 'place_peers',
 # %% ../../nbs/views/02_layout.ipynb #00000003
 import hashlib, math
 from collections.abc import Sequence
-from itertools import groupby
+from itertools import takewhile
 
 import base58, numpy as np
 
@@ -18,41 +18,63 @@ def grid_layout(
     cell: Sequence[int],  # an expert's indices
 ) -> tuple[int, int]:  # row, column
     "Where a cell of the grid is in the picture; blocks are one cell apart"
-    if not 1 <= len(shape) <= 4 or len(shape) != len(cell): raise ValueError(f'a grid has 1 to 4 dimensions and a cell as many indices, not {tuple(shape)} and {tuple(cell)}')
+    if not 1 <= len(shape) <= 4 or len(shape) != len(cell): raise _no_cell(shape, cell)
     *blocks, rows, columns = (1, *shape) if len(shape) == 1 else shape
     *block, row, column = (0, *cell) if len(shape) == 1 else cell
     down, right = (0, *block) if len(block) == 1 else block or (0, 0)
     return down * (rows + 1) + row, right * (columns + 1) + column
 
+def _no_cell(shape: Sequence[int], cell: Sequence[int]) -> ValueError:
+    wrong = f'not {tuple(shape)} and {tuple(cell)}'
+    return ValueError(f'a grid has 1 to 4 dimensions and a cell as many indices, {wrong}')
+
+# %% ../../nbs/views/02_layout.ipynb #0000000e
 def split_grid(
     uid: str,  # ffn.3.11
-    dims: int | None = None,  # of the grid; all the numbers at the end unless told
+    dims: int | None = None,  # of the grid; all the numbers at the end, four at most, unless told
 ) -> tuple[str, tuple[int, ...]]:  # the grid's name, the indices
     "The grid and the cell of an expert"
     parts = uid.split('.')
-    numbers = sum(1 for _ in next(group for digit, group in groupby(parts[::-1], str.isdigit))) if parts[-1].isdigit() else 0
-    n = dims or min(4, numbers)
-    return ('.'.join(parts[:-n]), tuple(map(int, parts[-n:]))) if n else (uid, (0,))
+    numbers = list(takewhile(str.isdigit, reversed(parts)))
+    n = dims or min(4, len(numbers))
+    if not n: return uid, (0,)
+    return '.'.join(parts[:-n]), tuple(map(int, parts[-n:]))
 
-def cells_of(uids: Sequence[str]) -> tuple[list, list]:  # (name, rows, columns) of each grid; (number of the grid, row, column) of each uid
+# %% ../../nbs/views/02_layout.ipynb #00000014
+def cells_of(
+    uids: Sequence[str],
+) -> tuple[list, list]:  # (name, rows, columns) of each grid; (number of the grid, row, column) of each uid
     "Where each expert stands in the heat maps"
-    where, shapes = [split_grid(uid) for uid in uids], {}
-    for name, cell in where: shapes[name, len(cell)] = tuple(map(max, shapes.get((name, len(cell)), (0,) * len(cell)), (i + 1 for i in cell)))
+    where = [split_grid(uid) for uid in uids]
+    shapes = {}  # by name and dimensions: uids of one name may have more or fewer indices
+    for name, cell in where:
+        largest = shapes.get((name, len(cell)), (0,) * len(cell))
+        shapes[name, len(cell)] = tuple(max(n, i + 1) for n, i in zip(largest, cell))
     numbers = {key: i for i, key in enumerate(sorted(shapes))}
-    corner = {key: grid_layout(shape, [n - 1 for n in shape]) for key, shape in shapes.items()}
-    return [[name, *(n + 1 for n in corner[name, d])] for name, d in numbers], [(numbers[name, len(cell)], *grid_layout(shapes[name, len(cell)], cell)) for name, cell in where]
+    grids = []
+    for name, dims in numbers:
+        shape = shapes[name, dims]
+        row, column = grid_layout(shape, [n - 1 for n in shape])
+        grids.append([name, row + 1, column + 1])
+    cells = []
+    for name, cell in where:
+        key = name, len(cell)
+        cells.append((numbers[key], *grid_layout(shapes[key], cell)))
+    return grids, cells
 
 # %% ../../nbs/views/02_layout.ipynb #00000009
 def ring_angle(peer_id: str) -> float:  # radians
     "Where the peer's key is on the ring of keys"
     try: raw = base58.b58decode(peer_id)
     except ValueError: raw = peer_id.encode()
-    return 2 * math.pi * int.from_bytes(hashlib.sha256(raw).digest()[:4], 'big') / 2**32
+    key = hashlib.sha256(raw).digest()
+    return 2 * math.pi * int.from_bytes(key[:4], 'big') / 2**32
 
+# %% ../../nbs/views/02_layout.ipynb #00000010
 def place_peers(
     ids: Sequence[str],
     links: Sequence[tuple[int, int]],  # pairs of numbers of `ids`
-    at: list[tuple[float, float, float]],  # x, y (-1 to 1) and ring angle of the first of them; those of the others are appended
+    at: list[tuple[float, float, float]],  # x, y (-1 to 1), ring angle of the first of them; the rest is appended
 ):
     "Give a place to the peers that have none"
     import networkx as nx
@@ -60,21 +82,42 @@ def place_peers(
     g = nx.Graph()
     g.add_nodes_from(range(len(ids)))
     g.add_edges_from(links)
-    n, rng = len(ids), np.random.default_rng(len(at))
-    known = {i: np.array(p[:2]) for i, p in enumerate(at)}
-    start = {i: known.get(i, rng.uniform(-0.7, 0.7, 2)) for i in range(n)}
-    if not known: placed = nx.spring_layout(g, seed=1, iterations=80 if n <= 100 else 25, k=2 / math.sqrt(n)) if n > 1 else {0: np.zeros(2)}
-    else: placed = nx.spring_layout(g, pos=start, fixed=list(known), seed=1, iterations=30, k=1.2 / math.sqrt(n))
-    most = max(1e-9, *(float(np.linalg.norm(p)) for p in placed.values())) if not known else 1.
-    for i in range(len(at), n):
-        x, y = placed[i] / most
-        scale = max(1., math.hypot(x, y))
+    placed = _join_in(g, at) if at else _from_nothing(g)
+    for i in range(len(at), len(ids)):
+        x, y = placed[i]
+        scale = max(1., math.hypot(x, y))  # nobody stands outside the circle
         at.append((float(x / scale), float(y / scale), ring_angle(ids[i])))
+
+# %% ../../nbs/views/02_layout.ipynb #00000015
+def _from_nothing(g) -> dict:
+    "A force layout that fills the circle"
+    import networkx as nx
+    n = len(g)
+    if n < 2: return {i: np.zeros(2) for i in g}
+    placed = nx.spring_layout(g, seed=1, iterations=80 if n <= 100 else 25, k=2 / math.sqrt(n))
+    most = max(1e-9, *(float(np.linalg.norm(xy)) for xy in placed.values()))
+    return {i: xy / most for i, xy in placed.items()}
+
+def _join_in(g, at: Sequence[tuple[float, float, float]]) -> dict:
+    "A force layout in which those who have a place keep it"
+    import networkx as nx
+    rng = np.random.default_rng(len(at))
+    anywhere = {i: rng.uniform(-0.7, 0.7, 2) for i in g}
+    known = {i: np.array(xy) for i, (*xy, _) in enumerate(at)}
+    apart = 1.2 / math.sqrt(len(g))
+    return nx.spring_layout(g, pos=anywhere | known, fixed=list(known), seed=1, iterations=30, k=apart)
+
+# %% ../../nbs/views/02_layout.ipynb #00000012
+_GOLDEN = 2.399963  # radians
 
 def place_experts(
     n: int,
     radius: float,
     inner: float,  # radius of the peer itself
-) -> list[tuple[float, float]]:
+) -> list[tuple[float, float]]:  # x, y from the middle of the peer
     "Around their peer like the seeds of a sunflower"
-    return [((inner + (radius - inner) * math.sqrt((j + 1.5) / (n + 1))) * math.cos(2.399963 * j), (inner + (radius - inner) * math.sqrt((j + 1.5) / (n + 1))) * math.sin(2.399963 * j)) for j in range(n)]
+    places = []
+    for j in range(n):
+        r = inner + (radius - inner) * math.sqrt((j + 1.5) / (n + 1))
+        places.append((r * math.cos(_GOLDEN * j), r * math.sin(_GOLDEN * j)))
+    return places

@@ -13,76 +13,63 @@ import anywidget, ipywidgets as W, traitlets
 from fastcore.basics import patch
 
 from .live import Shown, Ticker, curve_svg, image
+from .style import BLUE
 from .swarm_view import SwarmView
-from .training_view import BLUE, Curve, ExpertView, TrainingView
+from .training_view import Curve, ExpertView, TrainingView
 
 # %% ../../nbs/views/08_panels.ipynb #00000006
+_COPY_JS = """
+export default { render({ model, el }) {
+  const box = document.createElement('div'), button = document.createElement('button');
+  const code = document.createElement('code');
+  box.className = 'lah-copy'; button.textContent = 'Copy'; box.append(button, code); el.append(box);
+  const show = () => { code.textContent = model.get('text'); };
+  button.onclick = async () => {
+    try { await navigator.clipboard.writeText(code.textContent); button.textContent = 'Copied'; }
+    catch { getSelection().selectAllChildren(code); button.textContent = 'Selected'; }
+    setTimeout(() => { button.textContent = 'Copy'; }, 1500);
+  };
+  model.on('change:text', show); show();
+  return () => model.off('change:text', show);
+} };
+"""
+_COPY_CSS = """
+.lah-copy { display: flex; gap: 8px; align-items: baseline; font-size: 12px; }
+.lah-copy code { white-space: pre-wrap; overflow-wrap: anywhere; user-select: all; }
+.lah-copy button { font: inherit; color: inherit; background: none; cursor: pointer; }
+.lah-copy button { border: 1px solid #8888; border-radius: 3px; }
+"""
+
+# %% ../../nbs/views/08_panels.ipynb #00000016
 class CopyLine(anywidget.AnyWidget):
     "A line of code with a button that copies it"
-    _esm = """export default { render({ model, el }) {
-      const code = document.createElement('code'), button = document.createElement('button'), box = document.createElement('div');
-      box.className = 'lah-copy'; button.textContent = 'Copy'; box.append(button, code); el.append(box);
-      const show = () => { code.textContent = model.get('text'); };
-      button.onclick = async () => {
-        try { await navigator.clipboard.writeText(code.textContent); button.textContent = 'Copied'; }
-        catch { getSelection().selectAllChildren(code); button.textContent = 'Selected'; }
-        setTimeout(() => { button.textContent = 'Copy'; }, 1500);
-      };
-      model.on('change:text', show); show();
-      return () => model.off('change:text', show);
-    } };"""
-    _css = '.lah-copy { display: flex; gap: 8px; align-items: baseline; font-size: 12px; } .lah-copy code { white-space: pre-wrap; overflow-wrap: anywhere; user-select: all; } .lah-copy button { font: inherit; color: inherit; background: none; border: 1px solid #8888; border-radius: 3px; cursor: pointer; }'
+    _esm, _css = _COPY_JS, _COPY_CSS
     text = traitlets.Unicode('').tag(sync=True)
 
-def volunteer_line(addr: str) -> str: return f'%pip install lah_nb\nfrom lah_nb import volunteer\nvolunteer("{addr}")'
+def volunteer_line(
+    addr: str,  # of a peer in the swarm
+) -> str:
+    "The cell that makes somebody's notebook a volunteer"
+    return f'%pip install lah_nb\nfrom lah_nb import volunteer\nvolunteer("{addr}")'
 
 # %% ../../nbs/views/08_panels.ipynb #00000008
-_WIDE = {'description_width': '90px'}
-
 class PeerPanel(Shown, W.VBox):
     "Start, join, watch, stop and kill peers; `.swarm` is the swarm it has started or joined"
     def __init__(
         self,
         swarm=None,  # a `Swarm`; without one, the panel starts or joins one
         *,
-        every: float = 1.,
+        every: float = 1.,  # seconds between two looks at the peers
     ):
-        self.swarm, self._ticker, self._rows, self._thread, self._message = swarm, Ticker(self, every), {}, None, ''
-        self.count, self.uids = W.BoundedIntText(2 if swarm is None else 1, min=1, max=64, description='Peers', style=_WIDE), W.Text('ffn.[0:8].[0:8]', description='Experts', style=_WIDE)
-        self.each = W.BoundedIntText(0, min=0, max=4096, description='Each takes', style=_WIDE, tooltip='free experts that each peer takes; 0: all of them, shared evenly')
-        self.expert_cls, self.hidden_dim = W.Combobox(value='ffn', options=('ffn', 'transformer', 'nop'), description='Expert class', style=_WIDE), W.BoundedIntText(64, min=1, max=1 << 16, description='Width', style=_WIDE)
-        self.device = W.Combobox(value='cpu', options=('cpu', 'cuda'), description='Device', style=_WIDE)
-        self.start_button = W.Button(description='Start peers', icon='plus', tooltip='as child processes of this kernel')
-        self.addr, self.join_button = W.Text('', placeholder='/ip4/…/tcp/…/p2p/…', description='Address', style=_WIDE, layout={'width': '480px'}), W.Button(description='Join', icon='sign-in')
-        self.status, self.table, self.said, self.line = W.HTML(), W.VBox(), W.HTML(), CopyLine()
-        self.start_button.on_click(lambda _: self.work('starting peers', self.start_peers))
-        self.join_button.on_click(lambda _: self.work('joining', self.join))
-        form = W.HBox([self.count, self.uids, self.each, self.expert_cls, self.hidden_dim, self.device, self.start_button], layout={'flex_flow': 'row wrap'})
-        for box in form.children[:-1]: box.layout.width = '230px'
-        self.join_box = W.HBox([self.addr, self.join_button])
+        self.swarm = swarm
+        self._ticker = Ticker(self, every)
+        self._thread, self._message = None, ''  # what takes long, and what is said of it
+        self._rows = {}  # by peer
+        form, self.join_box = self._start_form(), self._join_form()
+        self.status, self.table = W.HTML(), W.VBox()
+        self.said, self.line = W.HTML(), CopyLine()
         super().__init__([form, self.join_box, self.status, self.table, self.said, self.line])
         self.tick()
-
-    @property
-    def busy(self) -> bool: return bool(self._thread and self._thread.is_alive())
-
-    def work(self, what: str, act: Callable):
-        "Do something that takes long, off the kernel's thread"
-        if self.busy: return
-        def run():
-            self._message = f'{what} …'
-            self.tick()
-            try: act()
-            except Exception as error: self._message = str(error)
-            else: self._message = ''
-            self.tick()
-        self._thread = threading.Thread(target=run, name='lah-panel', daemon=True)
-        self._thread.start()
-
-    def wait(self, timeout: float = 60.) -> bool:
-        "Wait for what the panel is doing"
-        if self._thread: self._thread.join(timeout)
-        return not self.busy
 
     def start(self): self._ticker.start()
     def stop(self):
@@ -92,14 +79,85 @@ class PeerPanel(Shown, W.VBox):
     def __repr__(self): return f'PeerPanel({self.swarm!r})'
     def still(self) -> str: return f'<pre>{html.escape(self.text())}</pre>'
 
+# %% ../../nbs/views/08_panels.ipynb #00000019
+_WIDE = {'description_width': '90px'}
+_EACH = 'free experts that each peer takes; 0: all of them, shared evenly'
+
+def _number(name: str, value: int, *, least: int, most: int, **more) -> W.BoundedIntText:
+    return W.BoundedIntText(value, min=least, max=most, description=name, style=_WIDE, **more)
+
+def _choice(name: str, *options: str) -> W.Combobox:
+    "One of these, the first at the start, or whatever else is written"
+    return W.Combobox(value=options[0], options=options, description=name, style=_WIDE)
+
+# %% ../../nbs/views/08_panels.ipynb #00000023
+@patch
+def _start_form(self: PeerPanel) -> W.HBox:
+    self.count = _number('Peers', 2 if self.swarm is None else 1, least=1, most=64)
+    self.uids = W.Text('ffn.[0:8].[0:8]', description='Experts', style=_WIDE)
+    self.each = _number('Each takes', 0, least=0, most=4096, tooltip=_EACH)
+    self.expert_cls = _choice('Expert class', 'ffn', 'transformer', 'nop')
+    self.hidden_dim = _number('Width', 64, least=1, most=1 << 16)
+    self.device = _choice('Device', 'cpu', 'cuda')
+    tip = 'as child processes of this kernel'
+    self.start_button = W.Button(description='Start peers', icon='plus', tooltip=tip)
+    self.start_button.on_click(lambda _: self.work('starting peers', self.start_peers))
+    boxes = [self.count, self.uids, self.each, self.expert_cls, self.hidden_dim, self.device]
+    for box in boxes: box.layout.width = '230px'
+    return W.HBox([*boxes, self.start_button], layout={'flex_flow': 'row wrap'})
+
+# %% ../../nbs/views/08_panels.ipynb #00000024
+@patch
+def _join_form(self: PeerPanel) -> W.HBox:
+    about = dict(description='Address', placeholder='/ip4/…/tcp/…/p2p/…')
+    self.addr = W.Text('', style=_WIDE, layout={'width': '480px'}, **about)
+    self.join_button = W.Button(description='Join', icon='sign-in')
+    self.join_button.on_click(lambda _: self.work('joining', self.join))
+    return W.HBox([self.addr, self.join_button])
+
+# %% ../../nbs/views/08_panels.ipynb #0000001b
+@patch(as_prop=True)
+def busy(self: PeerPanel) -> bool:
+    "Is something being done?"
+    return bool(self._thread and self._thread.is_alive())
+
+@patch
+def work(
+    self: PeerPanel,
+    what: str,  # in words, for the panel to say
+    act: Callable,  # what takes long
+):
+    "Do something that takes long, off the kernel's thread; nothing, if it is busy"
+    if self.busy: return
+    def run():
+        self._message = f'{what} …'
+        self.tick()
+        try: act()
+        except Exception as error: self._message = str(error)
+        else: self._message = ''
+        self.tick()
+    self._thread = threading.Thread(target=run, name='lah-panel', daemon=True)
+    self._thread.start()
+
+# %% ../../nbs/views/08_panels.ipynb #00000025
+@patch
+def wait(
+    self: PeerPanel,
+    timeout: float = 60.,  # seconds
+) -> bool:  # is it done?
+    "Wait for what the panel is doing"
+    if self._thread: self._thread.join(timeout)
+    return not self.busy
+
 # %% ../../nbs/views/08_panels.ipynb #00000009
 @patch
 def start_peers(self: PeerPanel):
     "What the button *Start peers* does"
     from lah_nb.swarm.swarm import Swarm
-    options = dict(expert_cls=self.expert_cls.value, hidden_dim=self.hidden_dim.value, device=self.device.value)
-    if self.swarm is None: self.swarm = Swarm.local(self.count.value, self.uids.value, num_experts=self.each.value or None, **options)
-    else: self.swarm.start_peers(self.count.value, self.uids.value, num_experts=self.each.value or None, **options)
+    experts = dict(num_experts=self.each.value or None, expert_cls=self.expert_cls.value)
+    options = dict(experts, hidden_dim=self.hidden_dim.value, device=self.device.value)
+    if self.swarm is None: self.swarm = Swarm.local(self.count.value, self.uids.value, **options)
+    else: self.swarm.start_peers(self.count.value, self.uids.value, **options)
 
 @patch
 def join(self: PeerPanel):
@@ -107,44 +165,81 @@ def join(self: PeerPanel):
     from lah_nb.swarm.swarm import Swarm
     self.swarm = Swarm.join(self.addr.value)
 
+# %% ../../nbs/views/08_panels.ipynb #0000001e
+_NO_SWARM = 'no swarm yet: start peers, or join one'
+
 @patch
 def text(self: PeerPanel) -> str:
     "The peers of this computer, a line each"
-    if self.swarm is None: return 'no swarm yet: start peers, or join one'
-    return '\n'.join(f'{peer.peer_id or "starting"}  pid {peer.pid}  {"alive" if peer.alive else "ended"}' for peer in self.swarm.local_peers) or repr(self.swarm)
+    if self.swarm is None: return _NO_SWARM
+    lines = []
+    for peer in self.swarm.local_peers:
+        state = 'alive' if peer.alive else 'ended'
+        lines.append(f'{peer.peer_id or "starting"}  pid {peer.pid}  {state}')
+    return '\n'.join(lines) or repr(self.swarm)
 
+@patch
+def _summary(self: PeerPanel) -> str:
+    if self._message: return self._message
+    if self.swarm is None: return _NO_SWARM
+    peers = self.swarm.local_peers
+    if not peers: return repr(self.swarm)
+    return f'{sum(peer.alive for peer in peers)} of {len(peers)} peers of this computer alive'
+
+# %% ../../nbs/views/08_panels.ipynb #00000026
 @patch
 def tick(self: PeerPanel):
     "Show the peers as they are"
+    itself = self._thread is threading.current_thread()  # which ticks when it is done
+    self.start_button.disabled = self.join_button.disabled = self.busy and not itself
     self.join_box.layout.display = 'none' if self.swarm is not None else 'flex'
-    self.start_button.disabled = self.join_button.disabled = self.busy and self._thread is not threading.current_thread()
+    self._show_rows()
+    self.status.value = html.escape(self._summary())
+    addrs = self.swarm.addrs if self.swarm is not None else []
+    self.line.text = volunteer_line(addrs[0]) if addrs else ''
+    self.line.layout.display = 'block' if addrs else 'none'
+
+# %% ../../nbs/views/08_panels.ipynb #0000001f
+@patch
+def _show_rows(self: PeerPanel):
+    "A row for each peer; the table is set again only when somebody came or went"
     peers = self.swarm.local_peers if self.swarm is not None else []
     ended = [peer for peer in self._rows if peer not in peers]
     for peer in ended: del self._rows[peer]
     for peer in peers:
         if peer not in self._rows: self._rows[peer] = _Row(self, peer)
         self._rows[peer].tick()
-    if len(self.table.children) != len(self._rows) or ended: self.table.children = [row.box for row in self._rows.values()]
-    alive = sum(peer.alive for peer in peers)
-    self.status.value = html.escape(self._message or (f'{alive} of {len(peers)} peers of this computer alive' if peers else 'no swarm yet: start peers, or join one' if self.swarm is None else repr(self.swarm)))
-    addrs = self.swarm.addrs if self.swarm is not None else []
-    self.line.text = volunteer_line(addrs[0]) if addrs else ''
-    self.line.layout.display = 'block' if addrs else 'none'
+    changed = ended or len(self.table.children) != len(self._rows)
+    if changed: self.table.children = [row.box for row in self._rows.values()]
 
+# %% ../../nbs/views/08_panels.ipynb #00000027
 class _Row:
     "One peer: its state, its log, and the two ways to end it"
     def __init__(self, panel, peer):
-        self.panel, self.peer, self.shown = panel, peer, W.HTML(layout={'width': '420px'})
-        self.buttons = [W.Button(description=name, icon=icon, tooltip=tip, layout={'width': '84px'}) for name, icon, tip in (('Log', 'align-left', 'its last lines'), ('Stop', 'stop', 'let it withdraw, save and end'), ('Kill', 'bolt', 'SIGKILL: what a power cut does'))]
-        for button, act in zip(self.buttons, (self.show_log, lambda: panel.work('stopping', peer.stop), lambda: panel.work('killing', peer.kill))): button.on_click(lambda _, act=act: act())
+        self.panel, self.peer = panel, peer
+        self.shown = W.HTML(layout={'width': '420px'})
+        stop, kill = (lambda: panel.work('stopping', peer.stop)), (lambda: panel.work('killing', peer.kill))
+        self.buttons = [
+            self._button('Log', 'align-left', 'its last lines', self.show_log),
+            self._button('Stop', 'stop', 'let it withdraw, save and end', stop),
+            self._button('Kill', 'bolt', 'SIGKILL: what a power cut does', kill)]
         self.box = W.HBox([self.shown, *self.buttons])
         self.box.add_class('lah-peer')
 
-    def show_log(self): self.panel.said.value = f'<pre style="max-height:180px;overflow:auto">{html.escape(self.peer.log(30) or "it has said nothing")}</pre>'
+    def _button(self, name: str, icon: str, tip: str, act: Callable) -> W.Button:
+        button = W.Button(description=name, icon=icon, tooltip=tip, layout={'width': '84px'})
+        button.on_click(lambda _: act())
+        return button
+
+    def show_log(self):
+        said = html.escape(self.peer.log(30) or 'it has said nothing')
+        self.panel.said.value = f'<pre style="max-height:180px;overflow:auto">{said}</pre>'
 
     def tick(self):
-        state = 'starting' if not self.peer.peer_id and self.peer.alive else 'alive' if self.peer.alive else 'ended'
-        text = f'<code>{(self.peer.peer_id or "")[-10:]}</code> pid {self.peer.pid} <span data-state="{state}">{state}</span>'
+        peer_id, alive = self.peer.peer_id or '', self.peer.alive
+        state = ('alive' if peer_id else 'starting') if alive else 'ended'
+        told = f'<span data-state="{state}">{state}</span>'
+        text = f'<code>{peer_id[-10:]}</code> pid {self.peer.pid} {told}'
         if text != self.shown.value: self.shown.value = text
         for button in self.buttons[1:]: button.disabled = state == 'ended'
 
@@ -155,34 +250,17 @@ class VolunteerView(Shown, W.VBox):
         self,
         volunteer,  # a `Volunteer`
         *,
-        every: float = 1.,
+        every: float = 1.,  # seconds between two looks at it
     ):
-        self.volunteer, self._ticker, self.loads, self._thread = volunteer, Ticker(self, every), Curve(), None
+        self.volunteer, self.loads = volunteer, Curve()
+        self._ticker, self._thread = Ticker(self, every), None
         self.status, self.picture = W.HTML(), W.HTML()
-        self.pause_button, self.leave_button = W.Button(description='Pause', icon='pause', tooltip='Serve nobody until resumed'), W.Button(description='Leave', icon='sign-out', tooltip='Withdraw, save and end')
-        self.pause_button.on_click(lambda _: self._act(volunteer.resume if volunteer.status()['state'] == 'paused' else volunteer.pause))
+        self.pause_button = W.Button(description='Pause', icon='pause', tooltip='Serve nobody until resumed')
+        self.leave_button = W.Button(description='Leave', icon='sign-out', tooltip='Withdraw, save and end')
+        self.pause_button.on_click(lambda _: self._act(volunteer.resume if self._paused else volunteer.pause))
         self.leave_button.on_click(lambda _: self._act(volunteer.stop))
         super().__init__([W.HBox([self.pause_button, self.leave_button]), self.status, self.picture])
         self.tick()
-
-    def _act(self, act: Callable):
-        if self._thread and self._thread.is_alive(): return
-        def run():
-            try: act()
-            except Exception as error: self.status.value = f'<b>{html.escape(str(error))}</b>'
-            else: self.tick()
-        self._thread = threading.Thread(target=run, name='lah-panel', daemon=True)
-        self._thread.start()
-
-    def tick(self):
-        "Show what the volunteer said last"
-        said = self.volunteer.status()
-        self.loads.add(said['uptime'], said.get('load') or 0.)
-        self.status.value = f'<div class="lah-volunteer" data-state="{html.escape(said["state"])}" data-rows="{said["rows"]}">{self.volunteer._repr_html_()}</div>'
-        self.picture.value = image(self.svg(), 'rows per second')
-        label = 'Resume' if said['state'] == 'paused' else 'Pause'
-        if self.pause_button.description != label: self.pause_button.description, self.pause_button.icon = label, 'play' if label == 'Resume' else 'pause'
-        self.pause_button.disabled = self.leave_button.disabled = not self.volunteer.alive
 
     def start(self): self._ticker.start()
     def stop(self):
@@ -190,8 +268,39 @@ class VolunteerView(Shown, W.VBox):
         self.freeze()
 
     def __repr__(self): return repr(self.volunteer)
-    def svg(self) -> str: return curve_svg({'rows per second': (self.loads.x, self.loads.y, BLUE)}, width=320, height=90)
     def still(self) -> str: return self.volunteer._repr_html_() + image(self.svg(), repr(self))
+    def svg(self) -> str:
+        load = self.loads.x, self.loads.y, BLUE
+        return curve_svg({'rows per second': load}, width=320, height=90)
+
+# %% ../../nbs/views/08_panels.ipynb #00000022
+@patch(as_prop=True)
+def _paused(self: VolunteerView) -> bool: return self.volunteer.status()['state'] == 'paused'
+
+@patch
+def _act(self: VolunteerView, act: Callable):
+    if self._thread and self._thread.is_alive(): return
+    def run():
+        try: act()
+        except Exception as error: self.status.value = f'<b>{html.escape(str(error))}</b>'
+        else: self.tick()
+    self._thread = threading.Thread(target=run, name='lah-panel', daemon=True)
+    self._thread.start()
+
+# %% ../../nbs/views/08_panels.ipynb #00000028
+@patch
+def tick(self: VolunteerView):
+    "Show what the volunteer said last"
+    said = self.volunteer.status()
+    self.loads.add(said['uptime'], said.get('load') or 0.)
+    facts = f'data-state="{html.escape(said["state"])}" data-rows="{said["rows"]}"'
+    self.status.value = f'<div class="lah-volunteer" {facts}>{self.volunteer._repr_html_()}</div>'
+    self.picture.value = image(self.svg(), 'rows per second')
+    label, icon = ('Resume', 'play') if said['state'] == 'paused' else ('Pause', 'pause')
+    if self.pause_button.description != label:
+        self.pause_button.description = label
+        self.pause_button.icon = icon
+    self.pause_button.disabled = self.leave_button.disabled = not self.volunteer.alive
 
 # %% ../../nbs/views/08_panels.ipynb #00000012
 class Dashboard(Shown, W.VBox):
@@ -207,19 +316,28 @@ class Dashboard(Shown, W.VBox):
         self.training = TrainingView(trainer, data, **fit) if trainer is not None else None
         self.peers, self.expert = PeerPanel(swarm), ExpertView(swarm.monitor)
         more = W.Accordion([self.peers, self.expert], selected_index=0)
-        for i, title in enumerate(('Peers', 'One expert')): more.set_title(i, title)
+        more.set_title(0, 'Peers')
+        more.set_title(1, 'One expert')
         swarm.views.add(self)
-        super().__init__([self.view, *([self.training] if self.training is not None else []), more])
-
-    @property
-    def parts(self) -> list: return [part for part in (self.view, self.training, self.peers, self.expert) if part is not None]
-
-    def start(self):
-        for part in self.parts: part.start()
-
-    def stop(self):
-        for part in self.parts: part._ticker.stop()
-        self.freeze()
+        super().__init__([*self._pictures, more])
 
     def __repr__(self): return f'Dashboard({self.view!r})'
-    def still(self) -> str: return ''.join(f'<div>{part.still()}</div>' for part in (self.view, self.training) if part is not None)
+    def still(self) -> str: return ''.join(f'<div>{part.still()}</div>' for part in self._pictures)
+
+# %% ../../nbs/views/08_panels.ipynb #0000002a
+@patch(as_prop=True)
+def _pictures(self: Dashboard) -> list: return [part for part in (self.view, self.training) if part is not None]
+
+@patch(as_prop=True)
+def parts(self: Dashboard) -> list:
+    "Whatever ticks in it"
+    return [*self._pictures, self.peers, self.expert]
+
+@patch
+def start(self: Dashboard):
+    for part in self.parts: part.start()
+
+@patch
+def stop(self: Dashboard):
+    for part in self.parts: part._ticker.stop()
+    self.freeze()

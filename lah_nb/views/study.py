@@ -16,7 +16,7 @@ from plotly.subplots import make_subplots
 from .style import BLUE, GREEN, GREY, INK, ORANGE, PALETTE, PURPLE, RED, SKY, short, some, style
 
 # %% ../../nbs/views/04_study.ipynb #00000009
-def _lanes(spans):
+def _lanes(spans: Sequence) -> tuple[dict[int, int], int]:  # lane by number of the span; how many lanes
     "Which lane each span goes to: the first where it does not lie on another"
     ends, lanes = [], {}
     for i, s in sorted(enumerate(spans), key=lambda item: (item[1].start, -item[1].end)):
@@ -25,6 +25,47 @@ def _lanes(spans):
         lanes[i] = lane
     return lanes, max(1, len(ends))
 
+# %% ../../nbs/views/04_study.ipynb #0000000b
+_BARS = {  # colour, opacity, pattern
+    'trainer': (BLUE, 1, ''),
+    'forward call': (SKY, 0.45, ''),
+    'backward call': (PURPLE, 0.5, ''),
+    'lost call': (RED, 0.9, '/'),
+    'queued at the peer': (ORANGE, 1, ''),
+    'computed by the peer': (GREEN, 1, '')}
+
+def _kind_of_call(s) -> str:
+    if s.what.endswith('lost'): return 'lost call'
+    return 'backward call' if s.what.startswith('backward') else 'forward call'
+
+def _parts(s) -> list[tuple[str, float, float, str]]:  # key of `_BARS`, start, seconds, text
+    "The bars of a span"
+    length = s.end - s.start
+    if s.where == 'trainer': return [('trainer', s.start, length, html.escape(s.what))]
+    middle = s.start + (length - s.queued - s.computed) / 2
+    parts = [(_kind_of_call(s), s.start, length, '')]
+    if s.queued > 0: parts.append(('queued at the peer', middle, s.queued, ''))
+    if s.computed > 0: parts.append(('computed by the peer', middle + s.queued, s.computed, ''))
+    return parts
+
+# %% ../../nbs/views/04_study.ipynb #0000001f
+def _about(s, scale: float, unit: str) -> str:
+    "What is said of a span when one points at it"
+    lines = [f'<b>{html.escape(s.what)}</b>, {short(s.where)}', f'{(s.end - s.start) * scale:.2f} {unit}']
+    if s.computed or s.queued: lines.append(f'{s.queued * scale:.2f} queued, {s.computed * scale:.2f} computed')
+    return '<br>'.join([*lines, html.escape(s.detail[:200])])
+
+def _shares(spans: Sequence, length: float, unit: str) -> str:
+    "How long it took in all, and what the calls spent their time on"
+    calls = [s for s in spans if s.where != 'trainer']
+    whole = sum(s.end - s.start for s in calls)
+    if not whole: return f'{length:.1f} {unit}'
+    computed = sum(s.computed for s in calls) / whole
+    queued = sum(s.queued for s in calls) / whole
+    parts = f'{computed:.0%} computing, {queued:.0%} queued, {1 - computed - queued:.0%} on the way'
+    return f'{length:.1f} {unit}; {len(calls)} calls, {parts}'
+
+# %% ../../nbs/views/04_study.ipynb #00000022
 def timeline_figure(
     spans: Sequence,  # of `trace.recording`
     *,
@@ -33,55 +74,52 @@ def timeline_figure(
 ) -> go.Figure:
     "Who did what from when to when"
     spans = sorted(list(spans)[-most:], key=lambda s: s.start)
-    begin, length = min((s.start for s in spans), default=0.), max((s.end for s in spans), default=0.) - min((s.start for s in spans), default=0.)
+    begin = min((s.start for s in spans), default=0.)
+    length = max((s.end for s in spans), default=0.) - begin
     scale, unit = (1000, 'ms') if length < 10 else (1, 's')
-    bars, ticks, y = {}, {}, 0
-    for where in sorted({s.where for s in spans}, key=lambda where: (where != 'trainer', next(s.start for s in spans if s.where == where))):
+    bars, ticks, height = _bands(spans, begin, scale, unit)
+    fig = go.Figure()
+    for name in _BARS:
+        if name in bars: _draw_bars(fig, name, bars[name])
+    fig.update_xaxes(title=f'time ({unit})', rangemode='tozero')
+    fig.update_yaxes(tickvals=list(ticks), ticktext=list(ticks.values()), autorange='reversed', showgrid=False)
+    shares = _shares(spans, length * scale, unit)
+    return style(
+        fig, int(min(1600, 150 + 26 * height)), title=f'{title}: {shares}', barmode='overlay',
+        uniformtext=dict(mode='hide', minsize=9), margin=dict(l=110, r=20, t=90, b=50))
+
+# %% ../../nbs/views/04_study.ipynb #00000023
+def _bands(spans: Sequence, begin: float, scale: float, unit: str) -> tuple[dict, dict, float]:
+    "Bars (lane, start, length, text, hover text) by kind; name of each band by height; the height of all"
+    bars, ticks = {}, {}
+    y = 0
+    seen = dict.fromkeys(s.where for s in spans)  # in the order of their first span
+    for where in sorted(seen, key=lambda where: where != 'trainer'):
         own = [s for s in spans if s.where == where]
         lanes, n = _lanes(own)
         ticks[y + (n - 1) / 2] = short(where)
         for i, s in enumerate(own):
-            for name, start, seconds, text in _parts(s): bars.setdefault(name, []).append((y + lanes[i], (start - begin) * scale, seconds * scale, text, _about(s, scale, unit)))
+            for name, start, seconds, text in _parts(s):
+                bar = y + lanes[i], (start - begin) * scale, seconds * scale, text, _about(s, scale, unit)
+                bars.setdefault(name, []).append(bar)
         y += n + 0.5
-    fig = go.Figure()
-    for name, (color, opacity, pattern) in _BARS.items():
-        if not bars.get(name): continue
-        at, base, width, text, about = zip(*bars[name])
-        fig.add_bar(y=at, x=np.round(width, 4), base=np.round(base, 4), text=text, hovertext=about, hoverinfo='text', orientation='h', width=0.84, name=name, textposition='inside', insidetextanchor='start', textangle=0,
-                    textfont=dict(color='white'), marker=dict(color=color, opacity=opacity, line=dict(width=1 if opacity == 1 else 0, color='rgba(255,255,255,0.6)'), pattern=dict(shape=pattern, fgcolor=RED, fgopacity=1, bgcolor='rgba(0,0,0,0)' if pattern else None)))
-    fig.update_xaxes(title=f'time ({unit})', rangemode='tozero').update_yaxes(tickvals=list(ticks), ticktext=list(ticks.values()), autorange='reversed', showgrid=False)
-    return style(fig, int(min(1600, 150 + 26 * y)), title=f'{title}: {_shares(spans, length * scale, unit)}', barmode='overlay', uniformtext=dict(mode='hide', minsize=9), margin=dict(l=110, r=20, t=90, b=50))
+    return bars, ticks, y
 
-# %% ../../nbs/views/04_study.ipynb #0000000b
-_BARS = {'trainer': (BLUE, 1, ''), 'forward call': (SKY, 0.45, ''), 'backward call': (PURPLE, 0.5, ''), 'lost call': (RED, 0.9, '/'), 'queued at the peer': (ORANGE, 1, ''), 'computed by the peer': (GREEN, 1, '')}
-
-def _parts(s):
-    if s.where == 'trainer': return [('trainer', s.start, s.end - s.start, html.escape(s.what))]
-    call = 'lost call' if s.what.endswith('lost') else 'backward call' if s.what.startswith('backward') else 'forward call'
-    middle = s.start + (s.end - s.start - s.queued - s.computed) / 2
-    inside = ('queued at the peer', middle, s.queued, ''), ('computed by the peer', middle + s.queued, s.computed, '')
-    return [(call, s.start, s.end - s.start, ''), *(part for part in inside if part[2] > 0)]
-
-def _about(s, scale, unit):
-    times = [f'{(s.end - s.start) * scale:.2f} {unit}'] + ([f'{s.queued * scale:.2f} queued, {s.computed * scale:.2f} computed'] if s.computed or s.queued else [])
-    return '<br>'.join([f'<b>{html.escape(s.what)}</b>, {short(s.where)}', *times, html.escape(s.detail[:200])])
-
-def _shares(spans, length, unit):
-    calls = [s for s in spans if s.where != 'trainer']
-    whole = sum(s.end - s.start for s in calls)
-    if not whole: return f'{length:.1f} {unit}'
-    computed, queued = sum(s.computed for s in calls) / whole, sum(s.queued for s in calls) / whole
-    return f'{length:.1f} {unit}; {len(calls)} calls, {computed:.0%} computing, {queued:.0%} queued, {1 - computed - queued:.0%} on the way'
+def _draw_bars(fig: go.Figure, name: str, bars: Sequence[tuple]):
+    color, opacity, shape = _BARS[name]
+    at, base, width, text, about = zip(*bars)
+    edge = dict(width=1 if opacity == 1 else 0, color='rgba(255,255,255,0.6)')
+    pattern = dict(shape=shape, fgcolor=RED, fgopacity=1, bgcolor='rgba(0,0,0,0)' if shape else None)
+    fig.add_bar(
+        y=at, x=np.round(width, 4), base=np.round(base, 4), orientation='h', width=0.84, name=name,
+        text=text, textposition='inside', insidetextanchor='start', textangle=0, textfont=dict(color='white'),
+        hovertext=about, hoverinfo='text', marker=dict(color=color, opacity=opacity, line=edge, pattern=pattern))
 
 # %% ../../nbs/views/04_study.ipynb #0000000e
-_FATES = {'kept': ('kept', BLUE, 'circle', 11, 'solid'), 'dropped': ('dropped: others score more', ORANGE, 'diamond-open', 7, 'solid'), 'dead': ('dead: nobody hosts it', GREY, 'x-thin-open', 6, 'dot')}
-
-def _apart(ys, gap):
-    "Heights for labels: as wanted, but no two closer than `gap`"
-    at = {}
-    for i in sorted(range(len(ys)), key=lambda i: ys[i]): at[i] = max(ys[i], max(at.values()) + gap) if at else ys[i]
-    shift = (sum(at.values()) - sum(ys)) / max(1, len(ys))
-    return [at[i] - shift for i in range(len(ys))]
+_FATES = {  # name in the legend, colour, symbol, size, dash
+    'kept': ('kept', BLUE, 'circle', 11, 'solid'),
+    'dropped': ('dropped: others score more', ORANGE, 'diamond-open', 7, 'solid'),
+    'dead': ('dead: nobody hosts it', GREY, 'x-thin-open', 6, 'dot')}
 
 def beam_figure(
     path: Mapping,  # of `DMoE.explain`
@@ -89,77 +127,160 @@ def beam_figure(
     most: int = 300,  # candidates that are drawn of each level and fate
 ) -> go.Figure:
     "Which prefixes were looked up, kept and dropped for one row"
-    root, levels = path['uid_prefix'], path['levels']
-    height = {root: 0.} | {c['prefix']: c['score'] for level in levels for c in level}
-    gap = 0.045 * max(1e-9, max(height.values()) - min(height.values()))
+    levels = path['levels']
+    height = {path['uid_prefix']: 0.} | {c['prefix']: c['score'] for level in levels for c in level}
     fig = go.Figure()
-    for fate, (name, color, symbol, size, dash) in reversed(_FATES.items()):
-        of = [(n, c) for n, level in enumerate(levels, 1) for c in some([c for c in level if c['fate'] == fate], most)]
-        total = sum(c['fate'] == fate for level in levels for c in level)
-        ends = [(x, y) for n, c in of for x, y in ((n - 1, height[c['prefix'].rpartition('.')[0]]), (n, c['score']), (None, None))]
-        fig.add_scatter(x=[x for x, _ in ends], y=[y for _, y in ends], mode='lines', line=dict(color=color, width=2 if fate == 'kept' else 0.8, dash=dash), opacity=1 if fate == 'kept' else 0.4, hoverinfo='skip', showlegend=False)
-        fig.add_scatter(x=[n for n, _ in of], y=[c['score'] for _, c in of], mode='markers', marker=dict(color=color, symbol=symbol, size=size, line=dict(width=1.5, color=color)), name=f'{name} ({total:,})',
-                        hovertext=[f'{html.escape(c["prefix"])}: {c["score"]:.3f}, {name}' for _, c in of], hoverinfo='text')
-    weights = {e['uid']: f' · weight {e["weight"]:.0%}' for e in path['experts']}
+    for fate in reversed(_FATES):  # what was kept lies on top
+        _draw_fate(fig, fate, levels, height, most)
+    _name_kept(fig, path, height)
+    words = _levels_in_words(path)
+    fig.update_xaxes(tickvals=list(range(len(words))), ticktext=words, range=[-0.15, len(levels) + 0.75])
+    fig.update_yaxes(title='score so far (gate and balance)')
+    title = f'The search for the {path["k"]} best of {math.prod(path["grid"]):,} cells'
+    return style(fig, 540, title=title, hovermode='closest', margin=dict(l=60, r=20, t=90, b=60))
+
+# %% ../../nbs/views/04_study.ipynb #00000025
+def _draw_fate(fig: go.Figure, fate: str, levels: Sequence, height: Mapping[str, float], most: int):
+    "The candidates of one fate, and a line to each from its prefix"
+    name, color, symbol, size, dash = _FATES[fate]
+    kept = fate == 'kept'
+    drawn, lines = [], []
+    total = 0
     for n, level in enumerate(levels, 1):
+        candidates = [c for c in level if c['fate'] == fate]
+        total += len(candidates)
+        drawn += [(n, c) for c in some(candidates, most)]
+    for n, c in drawn:
+        before = height[c['prefix'].rpartition('.')[0]]
+        lines += [(n - 1, before), (n, c['score']), (None, None)]  # None: lift the pen
+    fig.add_scatter(
+        x=[x for x, _ in lines], y=[y for _, y in lines], mode='lines', opacity=1 if kept else 0.4,
+        line=dict(color=color, width=2 if kept else 0.8, dash=dash), hoverinfo='skip', showlegend=False)
+    about = [f'{html.escape(c["prefix"])}: {c["score"]:.3f}, {name}' for _, c in drawn]
+    fig.add_scatter(
+        x=[n for n, _ in drawn], y=[c['score'] for _, c in drawn], mode='markers', name=f'{name} ({total:,})',
+        marker=dict(color=color, symbol=symbol, size=size, line=dict(width=1.5, color=color)),
+        hovertext=about, hoverinfo='text')
+
+# %% ../../nbs/views/04_study.ipynb #00000027
+def _apart(ys: Sequence[float], gap: float) -> list[float]:
+    "Heights for labels: as wanted, but no two closer than `gap`"
+    at = {}
+    for i in sorted(range(len(ys)), key=lambda i: ys[i]):
+        at[i] = max(ys[i], max(at.values()) + gap) if at else ys[i]
+    shift = (sum(at.values()) - sum(ys)) / max(1, len(ys))
+    return [at[i] - shift for i in range(len(ys))]
+
+def _name_kept(fig: go.Figure, path: Mapping, height: Mapping[str, float]):
+    weights = {e['uid']: f' · weight {e["weight"]:.0%}' for e in path['experts']}
+    gap = 0.045 * max(1e-9, max(height.values()) - min(height.values()))
+    for n, level in enumerate(path['levels'], 1):
         kept = [c for c in level if c['fate'] == 'kept']
-        fig.add_scatter(x=[n + 0.04] * len(kept), y=_apart([c['score'] for c in kept], gap), mode='text', text=[html.escape(c['prefix']) + weights.get(c['prefix'], '') for c in kept], textposition='middle right', textfont=dict(color=INK), hoverinfo='skip', showlegend=False)
-    asked = [1] + [sum(c['fate'] == 'kept' for c in level) for level in levels[:-1]]
-    words = [html.escape(root), *(f'index {n} of {size}<br>{many} prefix{"es" if many > 1 else ""} looked up' for n, (size, many) in enumerate(zip(path['grid'], asked), 1))]
-    fig.update_xaxes(tickvals=list(range(len(words))), ticktext=words, range=[-0.15, len(levels) + 0.75]).update_yaxes(title='score so far (gate and balance)')
-    return style(fig, 540, title=f'The search for the {path["k"]} best of {math.prod(path["grid"]):,} cells', hovermode='closest', margin=dict(l=60, r=20, t=90, b=60))
+        fig.add_scatter(
+            x=[n + 0.04] * len(kept), y=_apart([c['score'] for c in kept], gap), mode='text',
+            text=[html.escape(c['prefix']) + weights.get(c['prefix'], '') for c in kept],
+            textposition='middle right', textfont=dict(color=INK), hoverinfo='skip', showlegend=False)
+
+def _levels_in_words(path: Mapping) -> list[str]:
+    "Below each level: which index it chooses, and how many prefixes were looked up for it"
+    kept = [sum(c['fate'] == 'kept' for c in level) for level in path['levels']]
+    words = [html.escape(path['uid_prefix'])]
+    for n, (size, many) in enumerate(zip(path['grid'], [1, *kept[:-1]]), 1):
+        words.append(f'index {n} of {size}<br>{many} prefix{"es" if many > 1 else ""} looked up')
+    return words
 
 # %% ../../nbs/views/04_study.ipynb #00000011
-def _time(s): return f'{s * 1000:.3g} ms' if s < 1 else f'{s:.3g} s'
+def _time(s: float) -> str: return f'{s * 1000:.3g} ms' if s < 1 else f'{s:.3g} s'
 
-def _log_bins(seconds, n=48):
-    low, high = (math.log10(f(seconds)) for f in (min, max)) if seconds else (-3., 0.)
+def _log_bins(
+    seconds: Sequence[float],
+    n: int = 48,
+) -> tuple[np.ndarray, list]:  # edges (log10 s); (place, text) of ticks
+    "Bins and ticks of a logarithmic axis; it spans a factor of two at least"
+    low = math.log10(min(seconds)) if seconds else -3.
+    high = math.log10(max(seconds)) if seconds else 0.
     low, high = min(low, high - 0.3) - 1e-6, high + 1e-6
-    ticks = [(math.log10(s), _time(s)) for e in range(-6, 5) for m in (1, 2, 5) if low <= math.log10(s := m * 10. ** e) <= high]
-    return np.linspace(low, high, n + 1), ticks if len(ticks) < 9 else [t for t in ticks if t[1].startswith('1')]
+    round_times = [m * 10. ** e for e in range(-6, 5) for m in (1, 2, 5)]
+    ticks = [(math.log10(s), _time(s)) for s in round_times if low <= math.log10(s) <= high]
+    if len(ticks) >= 9: ticks = [(at, text) for at, text in ticks if text.startswith('1')]
+    return np.linspace(low, high, n + 1), ticks
 
+# %% ../../nbs/views/04_study.ipynb #0000002a
 def latency_figure(
-    latencies: Mapping[str, Mapping[str, Sequence[float]]],  # of `Stats.snapshot()`: peer id -> 'forward', 'backward' -> seconds
+    latencies: Mapping[str, Mapping[str, Sequence[float]]],  # of `Stats.snapshot()`: seconds by peer id and kind
 ) -> go.Figure:
     "A histogram of the seconds that calls took, for each peer"
-    peers = sorted((peer for peer, kinds in latencies.items() if any(kinds.values())), key=lambda peer: -np.median([s for kind in latencies[peer].values() for s in kind]))
-    every = [max(s, 1e-6) for peer in peers for kind in latencies[peer].values() for s in kind]
+    of = {peer: [s for kind in kinds.values() for s in kind] for peer, kinds in latencies.items()}
+    peers = sorted((peer for peer in of if of[peer]), key=lambda peer: -np.median(of[peer]))
+    every = [max(s, 1e-6) for peer in peers for s in of[peer]]
     edges, ticks = _log_bins(every)
     kinds = [kind for kind in ('forward', 'backward') if any(latencies[peer].get(kind) for peer in peers)]
-    counts = {kind: np.array([np.histogram(np.log10(np.maximum(latencies[peer].get(kind, ()) or [1e-9], 1e-6)), edges)[0] for peer in peers]).reshape(len(peers), -1) for kind in kinds}
-    draw = _ridges if len(peers) <= 8 else _rows
-    fig = draw(peers, kinds, counts, (edges[1:] + edges[:-1]) / 2, ticks)
-    title = f'Calls: half took under {_time(np.median(every))}, one in a hundred over {_time(np.quantile(every, 0.99))}' if every else 'No call was answered yet'
-    return style(fig, fig.layout.height or 240, title=title, barmode='overlay', bargap=0, margin=dict(l=110, r=20, t=90, b=50))
+    counts = {kind: _histograms([latencies[peer].get(kind) for peer in peers], edges) for kind in kinds}
+    draw = _ridges if len(peers) <= 8 else _heat_rows
+    fig = draw(peers, counts, (edges[1:] + edges[:-1]) / 2, ticks)
+    title = 'No call was answered yet'
+    if every:
+        half, slow = _time(np.median(every)), _time(np.quantile(every, 0.99))
+        title = f'Calls: half took under {half}, one in a hundred over {slow}'
+    margin = dict(l=110, r=20, t=90, b=50)
+    return style(fig, fig.layout.height or 240, title=title, barmode='overlay', bargap=0, margin=margin)
+
+def _histograms(seconds: Sequence[Sequence[float] | None], edges: np.ndarray) -> np.ndarray:  # (peers, bins)
+    "How many calls of each peer are in each bin"
+    logs = [np.log10(np.maximum(of or [], 1e-6)) for of in seconds]
+    return np.array([np.histogram(log, edges)[0] for log in logs]).reshape(len(seconds), -1)
 
 # %% ../../nbs/views/04_study.ipynb #00000012
-def _ridges(peers, kinds, counts, x, ticks):
-    fig = make_subplots(max(1, len(peers)), 1, shared_xaxes=True, vertical_spacing=0.04 if len(peers) > 1 else 0)
+def _ridges(peers: Sequence[str], counts: Mapping[str, np.ndarray], x: np.ndarray, ticks: Sequence) -> go.Figure:
+    "A histogram for each peer"
+    n = max(1, len(peers))
+    fig = make_subplots(n, 1, shared_xaxes=True, vertical_spacing=0.04 if n > 1 else 0)
+    colors = dict(forward=BLUE, backward=ORANGE)
     for row, peer in enumerate(peers, 1):
-        for kind, color in (kind for kind in zip(('forward', 'backward'), (BLUE, ORANGE)) if kind[0] in kinds):
-            n = counts[kind][row - 1]
-            fig.add_bar(x=x, y=n, name=kind, marker=dict(color=color, line_width=0), opacity=0.7, showlegend=row == 1, legendgroup=kind, customdata=10 ** x * 1000, row=row, col=1,
-                        hovertemplate=f'{short(peer)}, {kind}: %{{y}} calls of about %{{customdata:.3g}} ms<extra></extra>')
+        for kind, of in counts.items():
+            said = f'{short(peer)}, {kind}: %{{y}} calls of about %{{customdata:.3g}} ms<extra></extra>'
+            fig.add_bar(
+                x=x, y=of[row - 1], name=kind, marker=dict(color=colors[kind], line_width=0), opacity=0.7,
+                showlegend=row == 1, legendgroup=kind, customdata=10 ** x * 1000, hovertemplate=said, row=row, col=1)
         fig.update_yaxes(title=dict(text=short(peer), font_size=11), nticks=3, rangemode='tozero', row=row, col=1)
     fig.update_xaxes(tickvals=[at for at, _ in ticks], ticktext=[text for _, text in ticks], showgrid=True)
-    fig.update_xaxes(title='from question to answer; upwards: number of calls', row=max(1, len(peers)), col=1)
-    return fig.update_layout(height=150 + 90 * max(1, len(peers)))
+    fig.update_xaxes(title='from question to answer; upwards: number of calls', row=n, col=1)
+    return fig.update_layout(height=150 + 90 * n)
 
-def _rows(peers, kinds, counts, x, ticks):
-    fig = make_subplots(1, len(kinds), subplot_titles=kinds, shared_yaxes=True, horizontal_spacing=0.03)
-    parts = {kind: counts[kind] / np.maximum(1, counts[kind].sum(1, keepdims=True)) for kind in kinds}
-    most = max(shares.max() for shares in parts.values())
-    for column, (kind, shares) in enumerate(parts.items(), 1):
-        fig.add_heatmap(x=x, y=np.arange(len(peers)), z=np.where(shares > 0, np.round(shares, 3), np.nan), colorscale='Cividis', zmin=0, zmax=most, showscale=column == len(kinds), colorbar=dict(title='share of<br>the calls', tickformat='.0%'),
-                        text=[[short(peer)] * len(x) for peer in peers] if len(peers) <= 100 else None, hovertemplate='%{text}: %{z:.0%} of the calls<extra></extra>' if len(peers) <= 100 else 'peer %{y}: %{z:.0%}<extra></extra>', hoverongaps=False, row=1, col=column)
-        fig.update_xaxes(tickvals=[at for at, _ in ticks], ticktext=[text for _, text in ticks], row=1, col=column)
+# %% ../../nbs/views/04_study.ipynb #0000002c
+def _heat_rows(peers: Sequence[str], counts: Mapping[str, np.ndarray], x: np.ndarray, ticks: Sequence) -> go.Figure:
+    "A row of a heat map for each peer"
+    fig = make_subplots(1, len(counts), subplot_titles=list(counts), shared_yaxes=True, horizontal_spacing=0.03)
+    shares = {kind: of / np.maximum(1, of.sum(1, keepdims=True)) for kind, of in counts.items()}
+    most = max(of.max() for of in shares.values())
+    text = None
+    said = 'peer %{y}: %{z:.0%}<extra></extra>'
+    if len(peers) <= 100:  # a name in each cell takes its space
+        text = [[short(peer)] * len(x) for peer in peers]
+        said = '%{text}: %{z:.0%} of the calls<extra></extra>'
+    for column, of in enumerate(shares.values(), 1):
+        fig.add_heatmap(
+            x=x, y=np.arange(len(peers)), z=np.where(of > 0, np.round(of, 3), np.nan), zmin=0, zmax=most,
+            colorscale='Cividis', showscale=column == len(shares), hoverongaps=False,
+            colorbar=dict(title='share of<br>the calls', tickformat='.0%'),
+            text=text, hovertemplate=said, row=1, col=column)
+        fig.update_xaxes(
+            tickvals=[at for at, _ in ticks], ticktext=[text for _, text in ticks], row=1, col=column)
     at = some(range(len(peers)), 30)
     fig.update_yaxes(autorange='reversed', tickvals=at, ticktext=[short(peers[i]) for i in at], showgrid=False)
     return fig.update_layout(height=min(1000, 220 + 16 * len(peers)))
 
 # %% ../../nbs/views/04_study.ipynb #00000015
-def _natural(uid): return [(part.isdigit(), int(part) if part.isdigit() else 0, part) for part in uid.split('.')]
+_HOSTS = (  # name in the legend, colour, symbol, by least number of hosts
+    ('one host', ORANGE, 'square'),
+    ('two hosts', BLUE, 'diamond'),
+    ('three or more', GREEN, 'circle'))
 
+def _natural(uid: str) -> list:
+    "A key that sorts ffn.9 before ffn.10"
+    return [(part.isdigit(), int(part) if part.isdigit() else 0, part) for part in uid.split('.')]
+
+# %% ../../nbs/views/04_study.ipynb #00000034
 def hosting_figure(
     snapshot: Mapping,  # `Snapshot.to_dict()`
 ) -> go.Figure:
@@ -168,23 +289,41 @@ def hosting_figure(
     for peer in snapshot['peers']:
         for uid in peer['experts']: hosts.setdefault(uid, []).append(peer['peer_id'])
     column = {uid: i for i, uid in enumerate(sorted(hosts, key=_natural))}
-    peers = sorted(snapshot['peers'], key=lambda peer: (not peer['experts'], min((column[uid] for uid in peer['experts']), default=0), peer['peer_id']))
-    row = {peer['peer_id']: i for i, peer in enumerate(peers)}
-    size = max(3, min(18, 800 // max(1, len(column)), 700 // max(1, len(peers))))
+    peers = _by_first_expert(snapshot['peers'], column)
     fig = go.Figure()
-    for name, color, symbol, fits in (('one host', ORANGE, 'square', lambda n: n == 1), ('two hosts', BLUE, 'diamond', lambda n: n == 2), ('three or more', GREEN, 'circle', lambda n: n > 2)):
-        cells = [(column[uid], row[peer], uid) for uid, of in hosts.items() if fits(len(of)) for peer in of]
-        if cells: fig.add_scatter(x=[x for x, _, _ in cells], y=[y for _, y, _ in cells], text=[html.escape(uid) for *_, uid in cells], mode='markers', marker=dict(color=color, symbol=symbol, size=size), hovertemplate='%{text} on %{y}<extra></extra>',
-                                  name=f'{name} ({len({uid for *_, uid in cells}):,} experts)')
+    _draw_hosts(fig, hosts, column, {peer['peer_id']: i for i, peer in enumerate(peers)})
     uids, at = list(column), some(range(len(column)), 16)
-    rows = some(range(len(peers)), 40)
-    fig.update_xaxes(tickvals=at, ticktext=[html.escape(uids[i]) for i in at], title='expert', range=[-0.7, max(1, len(column)) - 0.3], tickangle=-45)
-    fig.update_yaxes(tickvals=rows, ticktext=[short(peers[i]['peer_id']) + ('' if peers[i].get('alive', True) else ' (silent)') for i in rows], range=[max(1, len(peers)) - 0.3, -0.7])
-    return style(fig, max(280, min(1000, 190 + 22 * len(peers))), title=f'Who hosts what: {len(peers)} peers, {len(column):,} experts', hovermode='closest', margin=dict(l=130, r=20, t=90, b=90))
+    names, rows = [_row_name(peer) for peer in peers], some(range(len(peers)), 40)
+    wide, high = [-0.7, max(1, len(uids)) - 0.3], [max(1, len(peers)) - 0.3, -0.7]
+    texts = [html.escape(uids[i]) for i in at]
+    fig.update_xaxes(tickvals=at, ticktext=texts, title='expert', range=wide, tickangle=-45)
+    fig.update_yaxes(tickvals=rows, ticktext=[names[i] for i in rows], range=high)
+    title = f'Who hosts what: {len(peers)} peers, {len(uids):,} experts'
+    size = max(280, min(1000, 190 + 22 * len(peers)))
+    return style(fig, size, title=title, hovermode='closest', margin=dict(l=130, r=20, t=90, b=90))
+
+# %% ../../nbs/views/04_study.ipynb #0000002e
+def _by_first_expert(peers: Sequence[Mapping], column: Mapping[str, int]) -> list[Mapping]:
+    first = lambda peer: min((column[uid] for uid in peer['experts']), default=0)
+    return sorted(peers, key=lambda peer: (not peer['experts'], first(peer), peer['peer_id']))
+
+def _row_name(peer: Mapping) -> str: return short(peer['peer_id']) + ('' if peer.get('alive', True) else ' (silent)')
+
+def _draw_hosts(fig: go.Figure, hosts: Mapping, column: Mapping[str, int], row: Mapping[str, int]):
+    "A mark for each expert and host, its colour and shape by the number of hosts"
+    size = max(3, min(18, 800 // max(1, len(column)), 700 // max(1, len(row))))
+    for n, (name, color, symbol) in enumerate(_HOSTS, 1):
+        uids = [uid for uid, of in hosts.items() if min(len(of), len(_HOSTS)) == n]
+        cells = [(column[uid], row[peer], html.escape(uid)) for uid in uids for peer in hosts[uid]]
+        if not cells: continue
+        x, y, text = zip(*cells)
+        fig.add_scatter(
+            x=x, y=y, text=text, mode='markers', marker=dict(color=color, symbol=symbol, size=size),
+            hovertemplate='%{text} on %{y}<extra></extra>', name=f'{name} ({len(uids):,} experts)')
 
 # %% ../../nbs/views/04_study.ipynb #00000018
 def load_over_time_figure(
-    history: Sequence[Mapping],  # of each moment: `t` in seconds, `served` (rows so far by uid), `peers` (rows per second by peer id)
+    history: Sequence[Mapping],  # of each moment: `t` (seconds), `served` (rows so far by uid), `peers` (rows/s by id)
     *,
     top: int = 8,  # peers that get a colour of their own
     experts: int = 40,  # that are shown: the busiest
@@ -192,19 +331,61 @@ def load_over_time_figure(
     "Rows per second of each peer and each expert, over time"
     h = some(list(history), 400)
     t = np.array([moment['t'] - h[0]['t'] for moment in h], dtype=float)
-    peers = sorted({peer for moment in h for peer in moment['peers']}, key=lambda peer: -sum(moment['peers'].get(peer, 0.) for moment in h))
+    bands, peers = _peer_bands(h, top)
+    shown, total = _busiest(h, experts)
+    below = f'Experts ({total:,})' if len(shown) == total else f'The {len(shown)} busiest of {total:,} experts'
+    fig = make_subplots(
+        2, 1, shared_xaxes=True, vertical_spacing=0.1, row_heights=[1, 1.2],
+        subplot_titles=[f'Peers ({peers})', below])
+    _draw_bands(fig, t, bands)
+    _draw_experts(fig, t, shown, _rates(h, t, shown))
+    fig.update_xaxes(title='seconds', row=2, col=1)
+    legend = dict(orientation='v', x=1.02, xanchor='left', y=1, yanchor='top')
+    margin = dict(l=90, r=20, t=90, b=50)
+    return style(fig, 720, title='Load over time', hovermode='x', margin=margin, legend=legend)
+
+# %% ../../nbs/views/04_study.ipynb #00000031
+def _peer_bands(
+    h: Sequence[Mapping],
+    top: int,
+) -> tuple[list, int]:  # (name, rows per second, colour) of each; peers in all
+    "The busiest peers, and the others added up"
+    met = dict.fromkeys(peer for moment in h for peer in moment['peers'])  # in order, each once
+    loads = {peer: [moment['peers'].get(peer, 0.) for moment in h] for peer in met}
+    peers = sorted(loads, key=lambda peer: -sum(loads[peer]))
+    bands = [(short(peer), loads[peer], PALETTE[i % len(PALETTE)]) for i, peer in enumerate(peers[:top])]
+    if rest := peers[top:]:
+        summed = [sum(at) for at in zip(*(loads[peer] for peer in rest))]
+        bands.append((f'{len(rest)} others', summed, 'rgba(127,127,127,0.5)'))
+    return bands, len(peers)
+
+def _busiest(h: Sequence[Mapping], most: int) -> tuple[list[str], int]:  # uids in order; how many there are
+    "The experts that did most between the first moment and the last"
     first, last = (h[0]['served'], h[-1]['served']) if h else ({}, {})
     busiest = sorted(last, key=lambda uid: first.get(uid, 0) - last[uid])
-    shown = sorted(busiest[:experts], key=_natural)
-    fig = make_subplots(2, 1, shared_xaxes=True, vertical_spacing=0.1, row_heights=[1, 1.2], subplot_titles=[f'Peers ({len(peers)})', f'Experts ({len(last):,})' if len(shown) == len(last) else f'The {len(shown)} busiest of {len(last):,} experts'])
-    bands = [(short(peer), [moment['peers'].get(peer, 0.) for moment in h], PALETTE[i % len(PALETTE)]) for i, peer in enumerate(peers[:top])]
-    if rest := peers[top:]: bands.append((f'{len(rest)} others', [sum(moment['peers'].get(peer, 0.) for peer in rest) for moment in h], 'rgba(127,127,127,0.5)'))
+    return sorted(busiest[:most], key=_natural), len(last)
+
+def _rates(h: Sequence[Mapping], t: np.ndarray, uids: Sequence[str]) -> np.ndarray:  # (uids, moments - 1)
+    "Rows per second of each expert between two moments"
+    served = [[moment['served'].get(uid, math.nan) for moment in h] for uid in uids]
+    served = np.array(served, dtype=float).reshape(len(uids), len(h))
+    return np.maximum(0, np.diff(served)) / np.maximum(1e-3, np.diff(t))
+
+# %% ../../nbs/views/04_study.ipynb #00000033
+def _draw_bands(fig: go.Figure, t: np.ndarray, bands: Sequence[tuple]):
     for name, rates, color in bands:
-        fig.add_scatter(x=np.round(t, 2), y=np.round(rates, 1), name=name, stackgroup='peers', mode='lines', line=dict(width=0.5, color=color), fillcolor=color, hovertemplate=f'{name}: %{{y:,.0f}} rows/s<extra></extra>', row=1, col=1)
-    served = np.array([[moment['served'].get(uid, math.nan) for moment in h] for uid in shown], dtype=float).reshape(len(shown), len(h))
-    rates = np.maximum(0, np.diff(served)) / np.maximum(1e-3, np.diff(t))
-    fig.add_heatmap(x=np.round(t[1:], 2), y=list(range(len(shown))), z=np.round(rates, 1), text=[[html.escape(uid)] * max(0, len(h) - 1) for uid in shown], colorscale='Cividis', zmin=0, hovertemplate='%{text}: %{z:,.0f} rows/s<extra></extra>', hoverongaps=False,
-                    colorbar=dict(title='rows/s', len=0.52, y=0, yanchor='bottom'), row=2, col=1)
-    at = some(range(len(shown)), 16)
-    fig.update_yaxes(title='rows per second', rangemode='tozero', row=1, col=1).update_yaxes(tickvals=at, ticktext=[html.escape(shown[i]) for i in at], autorange='reversed', showgrid=False, row=2, col=1)
-    return style(fig.update_xaxes(title='seconds', row=2, col=1), 720, title='Load over time', hovermode='x', margin=dict(l=90, r=20, t=90, b=50), legend=dict(orientation='v', x=1.02, xanchor='left', y=1, yanchor='top'))
+        fig.add_scatter(
+            x=np.round(t, 2), y=np.round(rates, 1), name=name, stackgroup='peers', mode='lines',
+            line=dict(width=0.5, color=color), fillcolor=color,
+            hovertemplate=f'{name}: %{{y:,.0f}} rows/s<extra></extra>', row=1, col=1)
+    fig.update_yaxes(title='rows per second', rangemode='tozero', row=1, col=1)
+
+def _draw_experts(fig: go.Figure, t: np.ndarray, uids: Sequence[str], rates: np.ndarray):
+    names, at = [html.escape(uid) for uid in uids], some(range(len(uids)), 16)
+    fig.add_heatmap(
+        x=np.round(t[1:], 2), y=list(range(len(uids))), z=np.round(rates, 1), zmin=0, colorscale='Cividis',
+        text=[[name] * max(0, len(t) - 1) for name in names], hoverongaps=False,
+        hovertemplate='%{text}: %{z:,.0f} rows/s<extra></extra>',
+        colorbar=dict(title='rows/s', len=0.52, y=0, yanchor='bottom'), row=2, col=1)
+    ticks = dict(tickvals=at, ticktext=[names[i] for i in at])
+    fig.update_yaxes(autorange='reversed', showgrid=False, row=2, col=1, **ticks)

@@ -13,27 +13,40 @@ from collections.abc import Sequence
 import plotly.graph_objects as go
 
 # %% ../../nbs/views/01_style.ipynb #00000006
-BLUE, ORANGE, GREEN, RED, PURPLE, SKY, YELLOW, GREY = '#0072B2', '#E69F00', '#009E73', '#D55E00', '#CC79A7', '#56B4E9', '#F0E442', '#7f7f7f'
+BLUE, ORANGE = '#0072B2', '#E69F00'
+GREEN, RED = '#009E73', '#D55E00'
+PURPLE, SKY = '#CC79A7', '#56B4E9'
+YELLOW, GREY = '#F0E442', '#7f7f7f'
 PALETTE = BLUE, ORANGE, GREEN, PURPLE, SKY, RED, YELLOW, GREY
-INK, LINE = '#777777', 'rgba(127,127,127,0.25)'
+INK, LINE = '#777777', 'rgba(127,127,127,0.25)'  # what is written; what is ruled
+
+# %% ../../nbs/views/01_style.ipynb #0000000a
+_PAPER = 'rgba(0,0,0,0)'  # none: the page shows through
+_FONT = dict(family='system-ui, sans-serif', size=13, color=INK)
+_LEGEND = dict(orientation='h', y=1, yanchor='bottom', x=1, xanchor='right', bgcolor=_PAPER)
+_TITLE = dict(
+    x=0, xref='paper', xanchor='left', y=1, yref='container', yanchor='top', pad=dict(t=24), font=dict(size=16))
 
 def style(
     fig: go.Figure,
-    height: int,
+    height: int,  # pixels
     *,
     title: str = '',
-    **layout,
+    **layout,  # for `fig.update_layout`
 ) -> go.Figure:
     "The look that all pictures share"
-    fig.update_layout(template='plotly_white', height=height, margin=dict(l=60, r=20, t=80 if title else 40, b=50), font=dict(family='system-ui, sans-serif', size=13, color=INK), paper_bgcolor='rgba(0,0,0,0)',
-                      plot_bgcolor='rgba(0,0,0,0)', legend=dict(orientation='h', y=1, yanchor='bottom', x=1, xanchor='right', bgcolor='rgba(0,0,0,0)'),
-                      modebar=dict(bgcolor='rgba(0,0,0,0)', color=INK, activecolor=BLUE))
-    if title: fig.update_layout(title=dict(text=title, x=0, xref='paper', xanchor='left', y=1, yref='container', yanchor='top', pad=dict(t=24), font=dict(size=16)))
-    return fig.update_xaxes(zeroline=False, gridcolor=LINE, linecolor=LINE).update_yaxes(zeroline=False, gridcolor=LINE, linecolor=LINE).update_layout(**layout)
+    fig.update_layout(
+        template='plotly_white', height=height, margin=dict(l=60, r=20, t=80 if title else 40, b=50),
+        font=_FONT, paper_bgcolor=_PAPER, plot_bgcolor=_PAPER, legend=_LEGEND,
+        modebar=dict(bgcolor=_PAPER, color=INK, activecolor=BLUE))
+    if title: fig.update_layout(title=dict(text=title, **_TITLE))
+    axis = dict(zeroline=False, gridcolor=LINE, linecolor=LINE)
+    return fig.update_xaxes(**axis).update_yaxes(**axis).update_layout(**layout)
 
+# %% ../../nbs/views/01_style.ipynb #0000000d
 def short(
     name: str,  # a peer id, say
-) -> str:
+) -> str:  # safe to put into HTML
     "A peer id in few letters"
     return html.escape(name if len(name) <= 12 else f'{name[:4]}…{name[-6:]}')
 
@@ -42,4 +55,5 @@ def some(
     most: int,
 ) -> list:
     "At most so many of them, evenly taken"
-    return [items[i * len(items) // most] for i in range(most)] if len(items) > most else list(items)
+    n = len(items)
+    return list(items) if n <= most else [items[i * n // most] for i in range(most)]

@@ -17,7 +17,7 @@ class OneProcess(nn.Module):
         self.experts = nn.ModuleList(copy.deepcopy(Expert(uid, cls, dim).module) for uid in uids)
         for e in self.experts:
             for p in e.parameters(): p.data, p.grad = p.data.clone(), None
-        self.optimizers = [torch.optim.Adam(e.parameters(), lr=1e-3) for e in self.experts]
+        self.optimizers = [torch.optim.Adam(e.parameters(), lr=1e-3, betas=(0.0, 0.95)) for e in self.experts]
         self.gate, self.grid, self.k = copy.deepcopy(gate), grid, k
 
     def forward(self, x):

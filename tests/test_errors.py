@@ -19,7 +19,7 @@ NOBODY = peer_id_of(new_identity(b'n' * 32))
 
 def anchors_used():
     "Every string that is given as `see=...`, or `see = ...` in a class, and every `{HELP}#...`"
-    for path in (ROOT / 'lah_nb').glob('*.py'):
+    for path in (ROOT / 'lah_nb').rglob('*.py'):
         text = path.read_text(encoding='utf-8')
         yield from re.findall(r'\{HELP\}#([a-z-]+)', text)
         for thing in ast.walk(ast.parse(text)):

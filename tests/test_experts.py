@@ -7,11 +7,14 @@ import pytest
 import torch
 from torch import nn
 
-from lah_nb.mixture.experts import (EXPERTS, MAX_UIDS, BadGradient, Expert, ExpertError, Schema, expert_schema, load_expert, load_expert_file, parse_uids,
+from lah_nb.mixture.experts import (BETAS, EXPERTS, MAX_UIDS, BadGradient, Expert, ExpertError, Schema, expert_schema, load_expert, load_expert_file, parse_uids,
                             register_expert, save_expert, split_uid)
 
 torch.set_num_threads(1)
-PLAIN = {'adam': torch.optim.Adam, 'amsgrad': lambda p, lr: torch.optim.Adam(p, lr=lr, amsgrad=True), 'sgd': torch.optim.SGD}
+PLAIN = {
+    'adam': lambda p, lr: torch.optim.Adam(p, lr=lr, betas=BETAS),
+    'amsgrad': lambda p, lr: torch.optim.Adam(p, lr=lr, betas=BETAS, amsgrad=True),
+    'sgd': torch.optim.SGD}
 
 
 @pytest.fixture
@@ -197,3 +200,20 @@ def test_files_of_classes(tmp_path, registry):
     assert Expert('mine.0', 'mine', 4).forward(torch.zeros(1, 4)).shape == (1, 4)
     (tmp_path / 'broken.py').write_text('1 / 0')
     with pytest.raises(ExpertError, match='ZeroDivisionError'): load_expert_file(tmp_path / 'broken.py')
+
+
+def test_a_call_asks_for_a_part_of_the_rate():
+    torch.manual_seed(0)
+    x, grad = torch.randn(2, 8), torch.randn(2, 8)
+    steps = []
+    for rates in (), (0.5,), (0.25, 0.75):
+        expert = Expert('ffn.0', 'ffn', 8, optimizer='sgd', lr=0.1, clip=None)
+        before = expert.flat.clone()
+        expert.backward_batch([(x, grad / max(1, len(rates)), 0, rate) for rate in rates] or [(x, grad, 0)])
+        steps.append(expert.flat - before)
+    assert torch.allclose(steps[1], steps[0] / 2, atol=1e-6) and torch.allclose(steps[2], steps[1], atol=1e-6)
+
+
+@pytest.mark.parametrize('options', [dict(lr=-1), dict(lr=float('nan')), dict(betas=(0., 1.))])
+def test_rates_that_cannot_be_are_refused(options):
+    with pytest.raises(ExpertError, match='cannot learn'): Expert('ffn.0', 'ffn', 8, **options)

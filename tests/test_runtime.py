@@ -23,8 +23,8 @@ class Recorder:
         self.log.append((self.uid, 'forward', [len(x) for x, _ in parts]))
         return [x for x, _ in parts]
     def backward_batch(self, parts):
-        self.log.append((self.uid, 'backward', [len(x) for x, _, _ in parts]))
-        return [grad for _, grad, _ in parts]
+        self.log.append((self.uid, 'backward', [len(x) for x, *_ in parts]))
+        return [grad for _, grad, *_ in parts]
 
 
 def rows(n): return torch.zeros(n, 1)
@@ -217,3 +217,16 @@ def test_errors_in_the_callers_task_end_the_thread():
     with pytest.raises(BaseException) as raised: with_thread(scene, {'ffn.0': Expert('ffn.0', 'ffn', 8)})
     assert raised.group_contains(ZeroDivisionError)
     assert 'lah-device' not in [thread.name for thread in threading.enumerate()]
+
+
+def test_an_optimizer_step_has_few_rows_of_several_callers():
+    "Forward calls are merged as they come; each backward part would like a step of its own"
+    async def scene(runtime, callers, log):
+        callers.start_soon(call, runtime, 'e.3')
+        await wait_all_tasks_blocked()
+        for kind in ('forward', 'backward'):
+            for n in (6, 6, 6, 20): callers.start_soon(call, runtime, 'e.0', n, kind)
+        await wait_all_tasks_blocked()
+    _, log = simulate(scene, max_step_rows=16)
+    assert sorted(map(sorted, (rows for _, kind, rows in log if kind == 'backward'))) in ([[6], [6, 6], [20]], [[6, 6], [6], [20]])
+    assert [sum(rows) for _, kind, rows in log[1:] if kind == 'forward'] == [38]

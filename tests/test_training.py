@@ -44,7 +44,7 @@ def test_gradients_are_those_of_the_weights_a_batch_started_with(images):
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(6, 3), Layer(lambda n: time.sleep(0.001 * (n % 7))))
     start = copy.deepcopy(model[0].state_dict())
-    trainer = Trainer(model, torch.optim.SGD(model.parameters(), 0.5), in_flight=5, clip=float('inf'), progress=False)
+    trainer = Trainer(model, torch.optim.SGD(model.parameters(), 0.5), in_flight=5, clip=float('inf'), schedule=constant, warmup=0, progress=False)
     history = trainer.fit(images, steps=60)
     assert history.staleness.max() > 1 and sorted(history.batch) == list(range(60))
     weights = [(start['weight'], start['bias'])]
@@ -275,3 +275,29 @@ def test_a_background_fit_that_fails_says_so(images):
         if n > 3: raise LahError('the swarm is gone')
     trainer = Trainer(small(Layer(act)), retries=1, progress=False).start(images, steps=50)
     assert trainer.wait(20) and 'swarm is gone' in str(trainer.error) and trainer.state == 'idle'
+
+
+def test_a_gradient_is_never_many_steps_old(images):
+    trainer = Trainer(small(Layer(lambda n: time.sleep(0.01))), in_flight=64, progress=False)
+    history = trainer.fit(images, steps=400)
+    assert sorted(history.batch) == list(range(400))
+    assert history.staleness_samples.iloc[100:].mean() > 32 * 32  # tens of batches pass each one in flight ...
+    assert history.staleness.iloc[100:].mean() < 12 and 30 < trainer.updates < 120  # ... and few steps
+
+
+def test_gradients_that_wait_when_a_fit_ends_become_a_step(images):
+    trainer = Trainer(small(), in_flight=64, progress=False)
+    before = [p.clone() for p in trainer.model.parameters()]
+    trainer.fit(images, steps=3)
+    assert trainer.updates == 1 and not any(torch.equal(p, q) for p, q in zip(before, trainer.model.parameters()))
+
+
+def test_rates_of_trunk_and_experts_rise_and_fall_together(images):
+    class Remote(nn.Module):
+        expert_rate, last = 1., None
+        def forward(self, x): seen.append(self.expert_rate); return x
+    seen = []
+    trainer = Trainer(small(Remote()), lr=0.1, in_flight=1, warmup=10, progress=False)
+    history = trainer.fit(images, steps=200)
+    assert seen == pytest.approx((history.lr / 0.1).tolist(), abs=1e-6)
+    assert seen[0] == pytest.approx(0.1) and max(seen) > 0.99 and 0 < seen[-1] < 0.03

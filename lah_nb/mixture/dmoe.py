@@ -66,6 +66,7 @@ class DMoE(nn.Module):
         self.gate = Gate(in_dim, grid)
         self.balance = Balance(grid, rate=0.02 if balance is True else float(balance)) if balance else None
         self.stats = Stats()
+        self.expert_rate = 1.  # of the experts' learning rate; what a trainer's schedule says
 
     @property
     def last(self) -> Dispatch | None:
@@ -172,6 +173,7 @@ class _Exchange:
         self.answered = torch.zeros(batch, layer.k, dtype=torch.bool)
         self.outputs = torch.zeros(batch, layer.k, *self.row, dtype=rows.dtype)
         self.calls = []  # what was answered: (row, expert) pairs by peer
+        self.updates = {}  # (peer, uid) -> its optimizer's steps when it answered
 
     @property
     def row(self) -> tuple[int, ...]: return tuple(self.rows.shape[1:])
@@ -203,7 +205,7 @@ def _plan(exchange: _Exchange, which: Tensor) -> list[Call]:
 
 def _forward_ask(exchange: _Exchange, call: Call) -> Ask:
     answer = Spec(DTYPE_NAMES[exchange.rows.dtype], (len(call.pairs), *exchange.row))
-    return Ask(call, 'call.forward', call.meta(exchange.seed, b''), [exchange.rows[call.rows], call.index], answer)
+    return Ask(call, 'call.forward', call.meta(exchange.seed), [exchange.rows[call.rows], call.index], answer)
 
 def _hedge(exchange: _Exchange, call: Call) -> list[Ask]:
     "What to ask of other hosts of a call's experts"
@@ -233,6 +235,8 @@ def _make_forward_calls(exchange: _Exchange, calls: list[Call], which: Tensor):
     # rows that choose again start from nothing: their earlier answers were too few
     exchange.outputs[which], exchange.answered[which] = outputs[which], answered[which]
     again = torch.zeros(batch, dtype=torch.bool).index_fill_(0, which, True)
+    for outcome in outcomes:
+        for uid, n in outcome.updates.items(): exchange.updates[outcome.call.peer_id, uid] = n
     kept = [keep_pairs(call, ~again[call.pairs // k]) for call in exchange.calls]
     kept += [keep_pairs(outcome.call, outcome.answered) for outcome in outcomes]
     exchange.calls = [call for call in kept if call.uids]
@@ -319,13 +323,22 @@ def _explain(exchange: _Exchange, lacking: int) -> str:
 def _backward_ask(exchange: _Exchange, call: Call, grad: Tensor, weights: Tensor) -> Ask:
     tensors = [exchange.rows[call.rows], call.index, grad[call.rows], weights[call.pairs]]
     answer = Spec(DTYPE_NAMES[exchange.rows.dtype], (len(call.rows), *exchange.row))
-    return Ask(call, 'call.backward', call.meta(exchange.seed, exchange.rng.randbytes(16)), tensors, answer)
+    meta = call.meta(exchange.seed, exchange.rng.randbytes(16), exchange.layer.expert_rate)
+    return Ask(call, 'call.backward', meta, tensors, answer)
 
 def _rows_of(calls: Sequence[Call], batch: int) -> Tensor:  # (batch,) bool
     "The rows that calls brought an answer for, or are to"
     rows = torch.zeros(batch, dtype=torch.bool)
     for call in calls: rows[call.rows] = True
     return rows
+
+def _staleness(exchange: _Exchange, outcomes: list[Outcome]) -> float | None:
+    "Optimizer steps that the experts took between their answer and this batch's own step, on average"
+    steps = []
+    for outcome in outcomes:
+        for uid, n in outcome.updates.items():
+            if (before := exchange.updates.get((outcome.call.peer_id, uid))) is not None: steps.append(max(n - 1 - before, 0))
+    return sum(steps) / len(steps) if steps else None
 
 def _send_backward(
     exchange: _Exchange,
@@ -343,6 +356,7 @@ def _send_backward(
     outcomes = _call_all(exchange, asks, layer.timeout.backward, enough)
     total = sum_gradients(outcomes, batch, exchange.row, exchange.rows.dtype)
     _count(exchange, outcomes)
+    exchange.report.expert_staleness = _staleness(exchange, outcomes)
     exchange.report.backward_seconds = exchange.clock() - start
     layer.stats.add(backward_seconds=exchange.report.backward_seconds)
     return total

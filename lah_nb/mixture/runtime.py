@@ -81,6 +81,7 @@ class _Part:
     x: torch.Tensor
     grad: torch.Tensor | None
     seed: int | None
+    rate: float = 1.  # of the expert's learning rate
 
 @dataclass
 class _Batch:
@@ -93,12 +94,12 @@ class _Batch:
 def run_batch(
     expert: Expert,
     kind: str,  # `forward` or `backward`
-    parts: list[tuple],  # `(x, grad, seed)` of each caller; `grad` is not looked at in a forward
+    parts: list[tuple],  # `(x, grad, seed, rate)` of each caller; `grad` and `rate` are not looked at in a forward
 ) -> list[torch.Tensor | LahError]:
     "One answer for each part; what goes wrong is an answer too"
     try:
         if kind == 'backward': return expert.backward_batch(parts)
-        return expert.forward_batch([(x, seed) for x, _, seed in parts])
+        return expert.forward_batch([(x, seed) for x, _, seed, *_ in parts])
     except Exception as e:
         if len(parts) > 1: return [run_batch(expert, kind, [part])[0] for part in parts]
         return [e if isinstance(e, LahError) else ExpertError(f'{expert.uid} failed in {kind}: {type(e).__name__}: {e}')]
@@ -110,12 +111,14 @@ class Runtime:
         self,
         experts: dict[str, Expert],  # uid -> expert; may grow and shrink while running
         *, max_batch_size: int = 2048,  # rows of one expert in one batch
+        max_step_rows: int = 16,  # rows of several callers in one optimizer step; one caller's are never divided
         max_queued_rows: int = 65_536,  # beyond this `submit` raises `Overloaded`
         execute: Callable | None = None,  # async, `await execute(fn)` gives `fn()`; by default a thread of its own
         trip: tuple[int, float] = (32, 0.005),  # batches, and seconds of work, after which results go back
     ):
         self.experts, self.execute = experts, execute
-        self.max_batch_size, self.max_queued_rows, self.trip = max_batch_size, max_queued_rows, trip
+        self.max_batch_size, self.max_step_rows = max_batch_size, max_step_rows
+        self.max_queued_rows, self.trip = max_queued_rows, trip
         self.queued_rows = self.served_rows = self.batches = self.trips = self.dropped = 0
         self._lines: dict[tuple, dict[int, _Part]] = {}  # (uid, kind) -> parts by their number
         self._calls, self._arrivals = set(), 0
@@ -161,7 +164,7 @@ def stats(self: Runtime) -> dict[str, float]:
 async def submit(
     self: Runtime,
     kind: str,  # `forward` or `backward`
-    parts: list[tuple],  # `(uid, x, grad, seed)`; `grad` is `None` in a forward
+    parts: list[tuple],  # `(uid, x, grad, seed)`, and perhaps a `rate`; `grad` is `None` in a forward
     deadline: float,  # on trio's clock
     spent: dict[str, float] | None = None,  # is told `queued` and `computed`, in seconds
 ) -> list[torch.Tensor | LahError]:
@@ -169,8 +172,8 @@ async def submit(
     if not self._running: raise RuntimeStopped('this runtime is not running')
     late = Late(f'a {kind} of {len(parts)} parts was not done by its deadline')
     call, waiting = _Call(deadline, [None] * len(parts), late), []
-    for i, (uid, x, grad, seed) in enumerate(parts):
-        try: waiting.append(self._part(call, i, kind, uid, x, grad, seed))
+    for i, (uid, x, grad, seed, *rate) in enumerate(parts):
+        try: waiting.append(self._part(call, i, kind, uid, x, grad, seed, *rate))
         except ExpertError as e: call.results[i] = e
     rows = sum(len(part.x) for part in waiting)
     if self.queued_rows + rows > self.max_queued_rows:
@@ -204,6 +207,7 @@ def _part(
     x: torch.Tensor,
     grad: torch.Tensor | None,
     seed: int | None,
+    rate: float = 1.,  # of the expert's learning rate
 ) -> _Part:
     "A part of a call that can be computed; raises `ExpertError` at one that cannot"
     if uid not in self.experts: raise ExpertError(f'expert {uid} is not hosted here')
@@ -216,7 +220,7 @@ def _part(
         raise ExpertError(f'{uid} takes {self.max_batch_size} rows at once, '
                           f'got {len(x)}; send them in several calls')
     self._arrivals += 1
-    return _Part(self._arrivals, call, i, (uid, kind), x, grad, seed)
+    return _Part(self._arrivals, call, i, (uid, kind), x, grad, seed, rate)
 
 @patch
 def _leave(self: Runtime, part: _Part) -> bool:
@@ -233,10 +237,10 @@ def _oldest(self: Runtime) -> list[_Batch]:
     "Take the next trip's batches out of their lines"
     batches = []
     for line in sorted(self._lines, key=lambda line: next(iter(self._lines[line])))[:self.trip[0]]:
-        parts, room = [], self.max_batch_size
+        parts, room = [], self.max_batch_size if line[1] == 'forward' else self.max_step_rows
         for part in list(self._lines[line].values()):
             if part.call.deadline <= trio.current_time(): continue  # its own `submit` is about to take it out
-            if len(part.x) > room: break
+            if len(part.x) > room and parts: break
             room -= len(part.x)
             parts.append(part)
         for part in parts: self._leave(part)
@@ -252,7 +256,7 @@ def _travel(self: Runtime, batches: list[_Batch]):
     for batch in batches:
         began = perf_counter()
         batch.parts = [part for part in batch.parts if not part.call.gone]
-        inputs = [(part.x, part.grad, part.seed) for part in batch.parts]
+        inputs = [(part.x, part.grad, part.seed, part.rate) for part in batch.parts]
         if inputs: batch.results = run_batch(batch.expert, batch.kind, inputs)
         now = perf_counter()
         for part in batch.parts: part.call.computed += now - began

@@ -36,6 +36,8 @@ def check_call(
     uids = field(meta, 'uids', list, of=str, most=MAX_CALLED)
     counts = field(meta, 'counts', list, of=int, most=MAX_CALLED)
     field(meta, 'seed', int), field(meta, 'id', bytes, most=32)
+    rate = field({'rate': 1., **meta}, 'rate', (int, float))  # of the experts' learning rate
+    if not 0 < rate <= 1: raise WireError(f'a call asks for a rate of {rate}: it is above 0 and at most 1')
     each_once = uids and len(set(uids)) == len(uids) == len(counts)
     if not each_once or min(counts) < 1 or sum(counts) > MAX_PAIRS: raise WireError('uids and counts do not fit together')
     if missing := [uid for uid in uids if uid not in experts]:
@@ -91,7 +93,7 @@ class Server:
         shape = self.experts[request.meta['uids'][0]].schema.output(x.shape[1:])
         counts = request.meta['counts']
         outputs = [r if isinstance(r, Tensor) else x.new_zeros(n, *shape) for r, n in zip(results, counts)]
-        return _answer(request, results, spent), [torch.cat(outputs)]
+        return self._answer(request, results, spent), [torch.cat(outputs)]
 
     async def _backward(self, request: Request):
         key = request.peer_id, request.meta['id']
@@ -107,19 +109,23 @@ class Server:
         if scale is not None: spread[1] = spread[1] * scale.view(-1, *[1] * (spread[1].dim() - 1))
         xs = spread[0].split(counts)
         grads = spread[1].split(counts) if len(spread) == 2 else [None] * len(counts)
-        seed, spent = request.meta['seed'] & (2**31 - 1), {}
-        parts = [(uid, x, grad, seed) for uid, x, grad in zip(request.meta['uids'], xs, grads)]
+        seed, rate = request.meta['seed'] & (2**31 - 1), float(request.meta.get('rate', 1.))
+        parts = [(uid, x, grad, seed, rate) for uid, x, grad in zip(request.meta['uids'], xs, grads)]
+        spent = {}
         return await self.runtime.submit(kind, parts, request.deadline, spent), spent
 
 # %% ../../nbs/mixture/04_server.ipynb #00000009
 MAX_REMEMBERED = 64 << 20  # bytes of answers kept for backwards that are sent again
 
-def _answer(request, results, spent) -> dict:
-    "What goes with the tensors: which experts did it, why others did not, and the time it took here"
+@patch
+def _answer(self: Server, request, results, spent) -> dict:
+    "What goes with the tensors: which experts did it, why others did not, their updates so far, and the time it took here"
     why = {}
     for uid, result in zip(request.meta['uids'], results):
         if not isinstance(result, Tensor): why[uid] = f'{type(result).__name__}: {result.text}'
-    return {'ok': [uid not in why for uid in request.meta['uids']], 'spent': spent, 'why': why}
+    uids = request.meta['uids']
+    updates = [self.experts[uid].updates if uid in self.experts else 0 for uid in uids]
+    return {'ok': [uid not in why for uid in uids], 'spent': spent, 'why': why, 'updates': updates}
 
 @patch
 async def _apply(self: Server, key, request):
@@ -130,7 +136,7 @@ async def _apply(self: Server, key, request):
         total = torch.zeros_like(x)
         for result, at in zip(results, index.long().split(request.meta['counts'])):
             if isinstance(result, Tensor): total.index_add_(0, at, result)
-        self._done[key] = _answer(request, results, spent), [total]
+        self._done[key] = self._answer(request, results, spent), [total]
         self._forget()
     finally: self._working.pop(key).set()
 

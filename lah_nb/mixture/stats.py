@@ -22,6 +22,7 @@ class Dispatch:
     failed_calls: int = 0
     hedged_calls: int = 0  # of `calls`: those that stood in for one that was late or lost
     seconds: float = 0.  # of the forward pass
+    expert_staleness: float | None = None  # steps that experts took between answering and this batch's own; None: not yet
     backward_seconds: float | None = None  # None: not yet
 
     def __repr__(self):

@@ -74,8 +74,8 @@ class Plan:
         return min(1., max(steps, (now - self.began) / self.seconds if self.seconds else 0.))
 
 # %% ../../nbs/training/05_fitting.ipynb #0000000c
-COLUMNS = ('step', 'loss', 'seconds', 'samples', 'samples_per_s', 'staleness', 'batch',
-           'failed_calls', 'hedged_calls', 'lr')
+COLUMNS = ('step', 'loss', 'seconds', 'samples', 'samples_per_s', 'staleness', 'staleness_samples', 'expert_staleness',
+           'batch', 'failed_calls', 'hedged_calls', 'lr')
 
 class History:
     "Rows of a run, one a step"

@@ -17,7 +17,7 @@ def adamw(
     lr: float = 1e-3,
     *,
     weight_decay: float = 0.01,  # of matrices; vectors (biases, norms) have none
-    betas: tuple[float, float] = (0.9, 0.98),
+    betas: tuple[float, float] = (0.8, 0.98),  # less momentum than usual: gradients may be late
 ) -> torch.optim.Optimizer:
     "AdamW, fused where possible"
     params = [p for p in params if p.requires_grad]
@@ -33,11 +33,12 @@ def constant(progress: float) -> float:
     return 1.0
 
 def cosine(
-    warmup: float = 0.03,  # part of the run in which the rate rises
+    warmup: float = 0.03,  # part of the run in which the rate rises; 0: it begins at its height
     final: float = 0.02,  # what is left of the rate at the end
 ) -> Callable[[float], float]:
     "A schedule that rises in a line and falls along a cosine"
     def rate(progress):
         falling = (1 + math.cos(math.pi * min(1.0, progress))) / 2
-        return min(1.0, progress / warmup) * (final + (1 - final) * falling)
+        rising = min(1.0, progress / warmup) if warmup else 1.0
+        return rising * (final + (1 - final) * falling)
     return rate

@@ -212,7 +212,7 @@ def _show_rows(self: PeerPanel):
     changed = ended or len(self.table.children) != len(self._rows)
     if changed: self.table.children = [row.box for row in self._rows.values()]
 
-# %% ../../nbs/views/08_panels.ipynb #00000027
+# %% ../../nbs/views/08_panels.ipynb #0000002b
 class _Row:
     "One peer: its state, its log, and the two ways to end it"
     def __init__(self, panel, peer):

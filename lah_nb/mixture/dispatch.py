@@ -311,6 +311,7 @@ def _doubt(outcome: Outcome, answered: Tensor):
             outcome.ok[i] = False
             outcome.why[uid] = f'peer {call.peer_id} returned numbers that are not finite for expert {uid}'
 
+# %% ../../nbs/mixture/07_dispatch.ipynb #00000023
 def sum_gradients(
     outcomes: Sequence[Outcome],
     batch: int,

@@ -292,6 +292,7 @@ def _send_forward(exchange: _Exchange):
     _take_stock(exchange)
     if len(lacking) and not layer.zeros_if_too_few: raise TooFewExperts(_explain(exchange, len(lacking)))
 
+# %% ../../nbs/mixture/09_dmoe.ipynb #00000032
 def _take_stock(exchange: _Exchange):
     "Tell the report, the layer's totals and its balance what was served"
     layer, report = exchange.layer, exchange.report
@@ -340,6 +341,7 @@ def _staleness(exchange: _Exchange, outcomes: list[Outcome]) -> float | None:
             if (before := exchange.updates.get((outcome.call.peer_id, uid))) is not None: steps.append(max(n - 1 - before, 0))
     return sum(steps) / len(steps) if steps else None
 
+# %% ../../nbs/mixture/09_dmoe.ipynb #00000030
 def _send_backward(
     exchange: _Exchange,
     grad: Tensor,  # (batch, *row)

@@ -211,6 +211,7 @@ def expert_schema(
 # %% ../../nbs/mixture/01_experts.ipynb #0000001b
 _files: dict[tuple, list[str]] = {}
 
+# %% ../../nbs/mixture/01_experts.ipynb #00000041
 def load_expert_file(
     path: str,  # a Python file with `@register_expert` in it
 ) -> list[str]:
@@ -398,6 +399,7 @@ def backward_batch(
     self.rows_backward += sum(len(parts[i][0]) for i in good)
     return results
 
+# %% ../../nbs/mixture/01_experts.ipynb #0000003f
 @patch
 def _zero_grad(self: Expert):
     grad = _gradient(self.flat)

@@ -35,6 +35,7 @@ class Gate(nn.Module):
     def forward(self, x: Tensor) -> list[Tensor]:  # x: (batch, in_dim) -> one (batch, size) for each dimension
         return list(self.linear(x).split(self.grid, dim=-1))
 
+# %% ../../nbs/mixture/03_gating.ipynb #00000018
 def score_of(
     scores: Sequence[Tensor],  # from the gate: (batch, size) for each dimension
     cells: Tensor,  # (batch, k, d) int64
@@ -72,6 +73,7 @@ def beam_search(
     best = nn.functional.pad(best, (0, missing), value=-torch.inf)
     return cells.masked_fill(~best.isfinite()[..., None], -1), best
 
+# %% ../../nbs/mixture/03_gating.ipynb #0000001a
 def indices_of(
     codes: Tensor,  # (...)
     sizes: Sequence[int],

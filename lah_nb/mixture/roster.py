@@ -149,6 +149,7 @@ def cached_successors(
         rows.append(mask)
     return torch.stack(rows) if rows else torch.zeros(0, size, dtype=torch.bool)
 
+# %% ../../nbs/mixture/05_roster.ipynb #00000010
 @patch
 async def successors(self: Roster, prefix: str, prefixes: Tensor, size: int, *, timeout: float = 5.) -> Tensor:
     "Who follows each prefix alive, asking the DHT for what the cache does not hold"
@@ -185,6 +186,7 @@ def _read_host(self: Roster, record, known: dict) -> tuple[bytes, Hosted] | None
     except LahError as error: return _log.warning('%s', error)
     return record.value, host
 
+# %% ../../nbs/mixture/05_roster.ipynb #00000012
 @patch
 def hosts_of(self: Roster, uid: str) -> list[Hosted]:
     "The living hosts of an expert, replicas included"

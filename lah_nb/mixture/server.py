@@ -49,6 +49,7 @@ def check_call(
     _check_tensors(uids[0], schema, sum(counts), [(spec.dtype, spec.shape) for spec in specs], backward)
     return schema
 
+# %% ../../nbs/mixture/04_server.ipynb #00000013
 def _check_tensors(uid: str, schema: Schema, pairs: int, got: list[tuple], backward: bool):
     "The rows, and for each pair the row it uses; backward also the rows' gradients, and each pair's weight"
     shape = got[0][1] if got else ()
@@ -168,6 +169,7 @@ async def run(self: Server, *, task_status=trio.TASK_STATUS_IGNORED):
             try: await self.dht.withdraw()
             except LahError as error: _log.warning('could not withdraw, the records will expire: %s', error)
 
+# %% ../../nbs/mixture/04_server.ipynb #00000015
 @patch
 async def announce(self: Server):
     "Say what is hosted here and where"
@@ -176,6 +178,7 @@ async def announce(self: Server):
     copies = await self.dht.announce(entries)
     if entries and not copies: _log.warning('nobody took the records of %d experts; trying again at the next renewal', len(self.experts))
 
+# %% ../../nbs/mixture/04_server.ipynb #00000017
 @patch
 def save(self: Server):
     "Write every expert to `checkpoint_dir`, each file whole or not at all"
@@ -200,6 +203,7 @@ async def _save_regularly(self: Server):
         await trio.sleep(self.save_every)
         if self.checkpoint_dir: await self.runtime.on_device(self.save)
 
+# %% ../../nbs/mixture/04_server.ipynb #00000019
 @patch
 async def _status(self: Server, request: Request):
     asked = request.meta.get('uids')  # None: all
@@ -231,6 +235,7 @@ async def taken_uids(
             if record.value and uid in wanted: taken.setdefault(uid, set()).add(record.author)
     return taken
 
+# %% ../../nbs/mixture/04_server.ipynb #0000001b
 async def claim(
     dht: DHT,
     pattern: str,  # ffn.[0:8].[0:8]

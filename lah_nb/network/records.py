@@ -60,6 +60,7 @@ class Record:
         if not authentic(record): raise WireError(f'record {key}/{subkey} is not signed by {author}')
         return record, min(float(left), ttl) if left == left else 0.
 
+# %% ../../nbs/network/09_records.ipynb #00000013
 @lru_cache(maxsize=100_000)
 def authentic(record: Record) -> bool:
     "Is the signature its author's? (remembered: a record is read far more often than it changes)"

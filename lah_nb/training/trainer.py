@@ -172,6 +172,7 @@ def _rate(self: Trainer) -> float:
     progress = plan.progress(self.step, self.seconds) if plan else 1.
     return min(1., (self.step + 1) / max(1, rising)) * self.schedule(progress)
 
+# %% ../../nbs/training/06_trainer.ipynb #0000003c
 @patch
 def _take_in(self: Trainer, i: int, replica: nn.Module, loss: float):
     "Add the gradient of batch `i` to those that wait for a step"
@@ -366,6 +367,7 @@ def _test_batch(model: nn.Module, x: torch.Tensor, y: torch.Tensor, tries: int =
         except LahError:
             if attempt == tries - 1: raise
 
+# %% ../../nbs/training/06_trainer.ipynb #0000003a
 @patch
 def evaluate(self: Trainer,
     data,  # its `tests(size)` are gone through, or it is a list of such batches

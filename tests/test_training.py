@@ -294,7 +294,7 @@ def test_gradients_that_wait_when_a_fit_ends_become_a_step(images):
 
 def test_rates_of_trunk_and_experts_rise_and_fall_together(images):
     class Remote(nn.Module):
-        expert_rate, last = 1., None
+        expert_rate, report = 1., None
         def forward(self, x): seen.append(self.expert_rate); return x
     seen = []
     trainer = Trainer(small(Remote()), lr=0.1, in_flight=1, warmup=10, progress=False)

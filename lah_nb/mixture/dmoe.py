@@ -67,6 +67,7 @@ class DMoE(nn.Module):
         self.balance = Balance(grid, rate=0.02 if balance is True else float(balance)) if balance else None
         self.stats = Stats()
         self.expert_rate = 1.  # of the experts' learning rate; what a trainer's schedule says
+        self.report = None  # the `Dispatch` that began last in this copy of the layer
 
     @property
     def last(self) -> Dispatch | None:
@@ -99,7 +100,7 @@ def forward(self: DMoE, x: Tensor) -> Tensor:  # (batch, ..., in_dim) -> the sam
     features = rows if rows.dim() == 2 else rows.flatten(1, -2).mean(1)  # (batch, in_dim)
     scores = self.gate(features)
     exchange = _Exchange(self, rows.detach(), scores)
-    self.stats.last = exchange.report
+    self.stats.last = self.report = exchange.report
     with span('experts, forward', detail=self.uid_prefix, into=exchange.spans): _send_forward(exchange)
     logits = score_of(scores, exchange.cells.clamp(min=0).to(scores[0].device))  # (batch, k)
     return _Mixture.apply(rows, logits, exchange).view(x.shape)

@@ -204,7 +204,8 @@ def _step_trunk(self: Trainer):
 # %% ../../nbs/training/06_trainer.ipynb #00000038
 def _expert_staleness(layers: list) -> float | None:
     "The mean over a batch's layers"
-    told = [layer.last.expert_staleness for layer in layers if layer.last and layer.last.expert_staleness is not None]
+    told = [layer.report.expert_staleness for layer in layers if layer.report]
+    told = [steps for steps in told if steps is not None]
     return sum(told) / len(told) if told else None
 
 @patch

@@ -9,6 +9,7 @@ from .mixture import (
     Timeout as Timeout,
     TooFewExperts as TooFewExperts,
 )
+from .network import Weather as Weather
 from .swarm import (
     Snapshot as Snapshot,
     Swarm as Swarm,

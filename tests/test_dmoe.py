@@ -5,6 +5,7 @@ import pytest, torch
 from conftest import freeze, until
 from torch import nn
 
+from lah_nb.mixture.experts import BETAS
 from lah_nb import DMoE, Swarm, TooFewExperts
 from lah_nb.mixture import Expert, load_expert, recording
 from lah_nb.errors import LahError
@@ -17,7 +18,7 @@ class OneProcess(nn.Module):
         self.experts = nn.ModuleList(copy.deepcopy(Expert(uid, cls, dim).module) for uid in uids)
         for e in self.experts:
             for p in e.parameters(): p.data, p.grad = p.data.clone(), None
-        self.optimizers = [torch.optim.Adam(e.parameters(), lr=1e-3, betas=(0.0, 0.95)) for e in self.experts]
+        self.optimizers = [torch.optim.Adam(e.parameters(), lr=1e-3, betas=BETAS) for e in self.experts]
         self.gate, self.grid, self.k = copy.deepcopy(gate), grid, k
 
     def forward(self, x):

@@ -34,6 +34,29 @@ def _endpoint(text: str) -> dict:  # host, port
         raise argparse.ArgumentTypeError(f'a port, or HOST:PORT, is wanted, not {text!r}')
     return {'host': host.strip('[]') or '127.0.0.1', 'port': int(port)}
 
+def _in_flight(text: str) -> int | str:
+    "A number of batches, or auto"
+    return text if text == 'auto' else _positive(text)
+
+def _share(text: str) -> float:
+    "From 0 to 1"
+    try: share = float(text)
+    except ValueError: share = -1.
+    if 0 <= share <= 1: return share
+    raise argparse.ArgumentTypeError(f'a share from 0 to 1 is wanted, not {text!r}')
+
+def _amount(text: str) -> float:
+    try: number = float(text)
+    except ValueError: number = -1.
+    if 0 <= number < float('inf'): return number
+    raise argparse.ArgumentTypeError(f'a number of at least 0 is wanted, not {text!r}')
+
+def _line(text: str) -> tuple[float, float]:  # up, down
+    "Two speeds in megabits a second, like 10/50"
+    up, _, down = text.partition('/')
+    if (speeds := (_amount(up), _amount(down or up))) and min(speeds) > 0: return speeds
+    raise argparse.ArgumentTypeError(f'a line is written like 10/50 (megabits a second up and down), not {text!r}')
+
 def _new_file(text: str) -> str:
     "A file that can be written: better to know before hours of training"
     folder = os.path.dirname(os.path.abspath(text))
@@ -43,6 +66,16 @@ def _new_file(text: str) -> str:
 # %% ../../nbs/command/05_cli.ipynb #00000043
 _JOIN = 'address of a peer in the swarm; may be repeated'
 _DEFAULT = '(default: %(default)s)'
+
+def _add_weather(p):
+    "What is laid on all calls of this computer, to see what the internet would do"
+    p.add_argument(
+        '--delay', type=_amount, default=0., metavar='MS',
+        help='let every message take this long, one way, in the mean (exponential; default: 0)')
+    p.add_argument('--drop', type=_share, default=0., metavar='P', help='lose this share of the calls (default: 0)')
+    p.add_argument(
+        '--bandwidth', type=_line, metavar='UP/DOWN',
+        help='let the line carry so many megabits a second (default: all that it can)')
 
 def _add_metrics(p):
     p.add_argument(
@@ -272,7 +305,10 @@ def _add_training(p, *, report: str | None, k: int | None):
     p.add_argument(
         '--seconds', type=float, metavar='S',
         help='stop training after this long, if the steps are not done by then')
-    p.add_argument('--in-flight', type=_positive, metavar='N', help='batches in flight at a time (default: 4)')
+    p.add_argument(
+        '--in-flight', type=_in_flight, metavar='N',
+        help='batches in flight at a time, or auto: the fewest that keep the swarm busy (default: auto)')
+    _add_weather(p)
     p.add_argument(
         '--lr', type=float, metavar='LR',
         help='learning rate of the trainer (default: depends on the data)')

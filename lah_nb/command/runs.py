@@ -15,6 +15,7 @@ from dataclasses import replace
 import torch
 
 from ..mixture.dmoe import DMoE
+from ..network.weather import Weather
 from ..swarm.hosting import Grid
 from .logs import say
 from .metrics import Metrics, trainer_metrics
@@ -40,6 +41,10 @@ def _recipe(args: Namespace, grid: Grid) -> Recipe:
     if layers > 1 and len(size) == len(recipe.grid) + 1:
         layers, *size = size  # the first dimension tells the layers apart; without it all layers share the grid
     return replace(recipe, hidden_dim=grid.hidden_dim, prefix=grid.prefix, layers=layers, grid=tuple(size))
+
+def _weather(args: Namespace) -> Weather:
+    up, down = (speed * 125_000 for speed in args.bandwidth or (math.inf, math.inf))  # megabits to bytes
+    return Weather(delay=args.delay / 1000, drop=args.drop, up=up, down=down, seed=args.seed)
 
 def _layers(recipe: Recipe, swarm: Swarm, grid: Grid, args: Namespace) -> list[DMoE]:
     prefixes = recipe.prefixes if recipe.grid != grid.size else [grid.prefix] * recipe.layers
@@ -93,7 +98,8 @@ def _account(args: Namespace, trainer: Trainer, tested: dict, experts: int, peer
         'killed_peers': killed, 'failed_calls': stats['failed_calls'],
         'experts_used': sum(n > 0 for n in stats['served'].values()),
         'max_violation': round(_max_violation(stats['served'], experts), 3),
-        'staleness': round(float(history.staleness.mean()), 2),
+        'in_flight': trainer.in_flight, 'staleness': round(float(history.staleness.mean()), 2),
+        'delay_ms': args.delay, 'drop': args.drop,
         'time_spent': {name: round(seconds, 1) for name, seconds in trainer.time_spent().items()}}
 
 def _max_violation(served: Mapping[str, int], experts: int) -> float:
@@ -157,7 +163,8 @@ def demo(
         say(f'they serve after {took:.1f} s; look at them from elsewhere with: {look}')
         kill = _Kill(swarm.peers[-1], _kill_at(args, steps), experts // args.peers)
         trainer = _trainer(args, recipe, _layers(recipe, swarm, grid, args), data)
-        tested = _fit_and_test(args, trainer, recipe, data, on_step=[kill], eval_every=max(steps // 5, 1))
+        with _weather(args).over(swarm):
+            tested = _fit_and_test(args, trainer, recipe, data, on_step=[kill], eval_every=max(steps // 5, 1))
         result = _account(args, trainer, tested, experts, args.peers, killed=len(kill.events))
         result['cost_of_kill'] = kill.cost(trainer)
         result['total_seconds'] = round(time.monotonic() - start, 1)
@@ -197,7 +204,7 @@ def _train_on(swarm: Swarm, args: Namespace, board: TensorBoard | None, metrics:
     say(f'{experts} on {sum(peer["alive"] for peer in snapshot.peers)} peers; {data}')
     trainer = _trainer(args, recipe, _layers(recipe, swarm, grid, args), data)
     if metrics: metrics.collect = lambda: trainer_metrics(trainer)
-    tested = _fit_and_test(args, trainer, recipe, data, on_step=[board] if board else [])
+    with _weather(args).over(swarm): tested = _fit_and_test(args, trainer, recipe, data, on_step=[board] if board else [])
     if board: board({'step': trainer.step, **{f'test_{name}': value for name, value in tested.items()}})
     result = _account(args, trainer, tested, snapshot.experts, len(snapshot.peers))
     if seconds := _dense_seconds(args): result['dense_per_s'] = _dense_speed(recipe, data, seconds)

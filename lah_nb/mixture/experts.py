@@ -236,7 +236,7 @@ _MOMENTS = 'step', 'exp_avg', 'exp_avg_sq'
 OPTIMIZERS = {'adam': _MOMENTS, 'amsgrad': (*_MOMENTS, 'max_exp_avg_sq'), 'sgd': ()}  # name -> what it remembers
 _FUSED = dict(fused=True) if tuple(map(int, torch.__version__.split('.')[:2])) >= (2, 4) else {}
 
-BETAS = (0.0, 0.95)  # of Adam
+BETAS = (0.0, 0.8)  # of Adam
 
 def _optimize(
     name: str,
@@ -414,7 +414,8 @@ def _accumulate(self: Expert, parts: list[tuple]) -> list[torch.Tensor]:
     with torch.enable_grad():
         if x.is_floating_point(): x.requires_grad_()
         y = self._run(x, parts[0][2])
-        if y.requires_grad: torch.autograd.backward(y, grad.to(y.dtype))
+        # the gradient of this product is `grad`; to hand that to `backward` imports a hundred modules of torch
+        if y.requires_grad: (y.flatten() @ grad.to(y.dtype).flatten()).backward()
     gx = torch.zeros_like(x, dtype=grad.dtype) if x.grad is None else x.grad
     return list(gx.cpu().split([len(x) for x, *_ in parts]))
 

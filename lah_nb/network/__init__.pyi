@@ -54,3 +54,10 @@ from .records import (
     Records as Records,
 )
 from .dht import DHT as DHT, NoPeers as NoPeers
+from .weather import (
+    Constant as Constant,
+    Exponential as Exponential,
+    Trace as Trace,
+    Weather as Weather,
+    Weibull as Weibull,
+)

@@ -15,7 +15,7 @@ from .models import (
     dense_ffn as dense_ffn,
     perplexity as perplexity,
 )
-from .flight import in_flight as in_flight
+from .flight import in_flight as in_flight, Pace as Pace
 from .optim import adamw as adamw, constant as constant, cosine as cosine
 from .fitting import (
     Conductor as Conductor,

@@ -75,7 +75,7 @@ class Plan:
 
 # %% ../../nbs/training/05_fitting.ipynb #0000000c
 COLUMNS = ('step', 'loss', 'seconds', 'samples', 'samples_per_s', 'staleness', 'staleness_samples', 'expert_staleness',
-           'batch', 'failed_calls', 'hedged_calls', 'lr')
+           'batch', 'in_flight', 'failed_calls', 'hedged_calls', 'lr')
 
 class History:
     "Rows of a run, one a step"

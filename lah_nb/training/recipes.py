@@ -28,7 +28,7 @@ class Recipe:
     k: int = 4  # experts for each row
     route: str = 'row'  # 'token' for text, so that no position sees the future
     batch_size: int = 32
-    in_flight: int = 4
+    in_flight: int | str = 'auto'
     lr: float = 1e-3  # of the trunk
     expert_lr: float = 1e-3  # of the experts: `lah-nb peer --lr`
     schedule: Callable[[float], float] = cosine(0.05, 0.05)
@@ -57,7 +57,7 @@ class Recipe:
 
 _text = dict(
     prefix='lm', grid=(4, 4), layers=2, k=2, route='token',
-    batch_size=16, in_flight=1, lr=4e-3, schedule=cosine(),
+    batch_size=16, lr=4e-3, schedule=cosine(),
     tests=(('batch_size', 24), ('length', 96), ('context', 32)))
 
 RECIPES = {

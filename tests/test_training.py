@@ -301,3 +301,32 @@ def test_rates_of_trunk_and_experts_rise_and_fall_together(images):
     history = trainer.fit(images, steps=200)
     assert seen == pytest.approx((history.lr / 0.1).tolist(), abs=1e-6)
     assert seen[0] == pytest.approx(0.1) and max(seen) > 0.99 and 0 < seen[-1] < 0.03
+
+
+@pytest.mark.slow
+def test_trainers_that_share_a_name_keep_together():
+    "Two trainers, then one that comes late: all end near each other, and no NaN is averaged"
+    from lah_nb import DMoE, Swarm
+    data = ImageData(torch.randn(256, 6), torch.randint(3, (256,)), torch.randn(32, 6), torch.randint(3, (32,)), 3, 'noise')
+    weights = lambda trainer: torch.cat([p.detach().flatten() for p in trainer.model.parameters()])
+    with Swarm.local(peers=2, experts='ffn.[0:4]', hidden_dim=8) as swarm, contextlib.ExitStack() as stack:
+        def trainer(seed, share='noise'):
+            torch.manual_seed(seed)
+            layer = DMoE(stack.enter_context(Swarm.join(swarm.addrs)), 8, grid=(4,), k=2)
+            made = Trainer(Classifier([layer], 6, 8, 3), batch_size=8, in_flight=2, lr=1e-2, share=share, progress=False)
+            if share: made.sharing.period = made.sharing.meeting.period = 0.5
+            return made
+        ann, bob, alone = trainer(0), trainer(1), trainer(2, share=None)
+        for each in ann, bob, alone: each.start(data, seconds=5.)
+        for each in ann, bob, alone: assert each.wait(60) and each.error is None
+        assert ann.sharing.averages >= 2 and bob.sharing.averages >= 2
+        together = (weights(ann) - weights(bob)).norm()
+        assert together < (weights(ann) - weights(alone)).norm() / 2
+        late, ill = trainer(3), trainer(4)
+        late.sharing.average(only_read=True)
+        assert (weights(late) - weights(ann)).norm() < (weights(late) - weights(alone)).norm() / 2
+        with torch.no_grad(): next(ill.model.parameters()).fill_(float('nan'))
+        ill.sharing.meeting.exchange(weights(ill), samples=8)
+        before = weights(ann)
+        ann.sharing.average()
+        assert weights(ann).isfinite().all() and ann.sharing.meeting.refused, before

@@ -354,6 +354,9 @@ def _add_train(commands):
         help='afterwards train a dense model of the same shape for S seconds in this process, to compare speed '
              '(default: 20 for wikitext2, else 0)')
     p.add_argument(
+        '--share', metavar='NAME',
+        help='keep gate and trunk together with those of other trainers that share this name')
+    p.add_argument(
         '--tensorboard', metavar='DIR',
         help='write the history there for TensorBoard (pip install "lah_nb[tensorboard]")')
     _add_metrics(p)

@@ -54,7 +54,7 @@ def _layers(recipe: Recipe, swarm: Swarm, grid: Grid, args: Namespace) -> list[D
 # %% ../../nbs/command/04_runs.ipynb #00000043
 def _trainer(args: Namespace, recipe: Recipe, layers: list, data) -> Trainer:
     shown = not (args.json or args.log_json)  # a bar is for people
-    return recipe.trainer(recipe.model(layers, data), seed=args.seed, progress=shown)
+    return recipe.trainer(recipe.model(layers, data), seed=args.seed, progress=shown, share=getattr(args, 'share', None))
 
 # %% ../../nbs/command/04_runs.ipynb #0000004b
 def _fit_and_test(

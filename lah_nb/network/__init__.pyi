@@ -61,3 +61,4 @@ from .weather import (
     Weather as Weather,
     Weibull as Weibull,
 )
+from .board import Board as Board

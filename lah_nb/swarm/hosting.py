@@ -21,6 +21,7 @@ from ..mixture.experts import (
     EXPERTS, OPTIMIZERS, Expert, ExpertError, expert_schema, load_expert_file, parse_uids, split_uid)
 from ..network.calls import Network, load_identity
 from ..network.host import Host
+from ..network.board import Board
 from ..network.reach import answer_dial_back
 from ..mixture.server import Server, claim
 from ..network.wire import WireError, field
@@ -184,6 +185,7 @@ async def run_peer(
     seeds = read_seeds(join)
     host = Host(listen=listen, identity=load_identity(identity) if identity else None, relay=relay)
     answer_dial_back(host)
+    Board(host)
     dht = DHT(host)
     async with trio.open_nursery() as nursery:
         await nursery.start(host.run)

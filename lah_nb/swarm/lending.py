@@ -24,6 +24,7 @@ from lah_nb.swarm.hosting import (
     serve_states)
 from ..network.calls import CallError, Refused, load_identity, new_identity
 from ..network.host import Host
+from ..network.board import Board
 from ..network.reach import Places, answer_dial_back, find_reach
 from ..mixture.server import Server, claim, taken_uids
 from ..network.wire import field
@@ -311,6 +312,7 @@ async def lend(
     keys, lock = await trio.to_thread.run_sync(lambda: hold_identity(identity))
     host = Host(listen=listen, identity=keys, relay=relay, punch=bool(listen))
     answer_dial_back(host)
+    Board(host)
     lender = Lender(host, dht := DHT(host), seeds, device=device)
     async with trio.open_nursery() as nursery:
         await nursery.start(host.run)

@@ -50,8 +50,8 @@ def in_flight(
         for thread in threads.values(): thread.join(max(0, deadline - time.monotonic()))
 
 # %% ../../nbs/training/03_flight.ipynb #0000000b
-_PAYS, _COSTS = 1.07, 0.95  # throughput that is worth more batches; throughput that is not worth fewer
-_BREAKS, _RUSH = 0.75, 1.25  # throughput that means other weather; throughput for which to double again
+_PAYS, _COSTS = 1.1, 0.93  # throughput that is worth more batches; throughput that is not worth fewer
+_BREAKS, _RUSH = 0.6, 1.4  # throughput that means other weather; throughput for which to double again
 _SECONDS, _BATCHES = 1., 64  # for which a throughput is measured, at least,
 _SLOW, _FEW = 5., 24  # or where batches are slow
 _ROUND = 8  # batches in a round of the rush, at least
@@ -66,14 +66,14 @@ class Pace:
         *,
         most: int = _MOST,
     ):
-        self.n, self.most = 4 * n, most
+        self.n, self.most = 2 * n, most
         self.restart()
 
     def __repr__(self): return f'Pace({self.n} in flight, {"rushing" if self._rushing else "cruising"})'
 
     def restart(self):
-        "Something has changed: look again, from a quarter of the present number on"
-        self.n = min(self.most, max(self.n // 4, _AT_FIRST))
+        "Something has changed: look again, from half of the present number on"
+        self.n = min(self.most, max(self.n // 2, _AT_FIRST))
         self._rushing, self._reached = True, self.n
         self._best, self._best_at, self._unpaid = 0., self.n, 0
         self._base, self._rate, self._trial = self.n, 0., ''  # where trials begin, and its throughput
@@ -119,7 +119,7 @@ def _rush(self: Pace, now: float):
     if self._unpaid < 2 and self._reached < self.most:
         self._reached = self.n
         return self.resume()
-    self._rushing, self.n = False, min(self.most, round(1.25 * self._best_at))
+    self._rushing, self.n = False, self._best_at
     self.resume(skip=self._reached)
 
 @patch

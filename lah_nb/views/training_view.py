@@ -153,6 +153,7 @@ def text(self: TrainingView) -> str:
         said.append(f'test {self.score_name} {self.score.y[-1]:{form}}')
     said += [f'{row["samples_per_s"]:,.0f} {self._unit}/s', f'staleness {row["staleness"]}']
     said += [f'{t.flying} of {t.in_flight} batches in flight']
+    if t.sharing: said += [f'{t.sharing.others} others share {t.share!r}']
     said += [f'{row["failed_calls"]:,} failed and {row["hedged_calls"]:,} hedged calls']
     return ' · '.join(said)
 

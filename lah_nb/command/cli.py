@@ -354,6 +354,9 @@ def _add_train(commands):
         help='afterwards train a dense model of the same shape for S seconds in this process, to compare speed '
              '(default: 20 for wikitext2, else 0)')
     p.add_argument(
+        '--preset', choices=['paper-64', 'paper-256'],
+        help="with mnist: one of the paper's set-ups, on peers with ffn.[0:4].[0:4].[0:4] or ffn.[0:4].[0:8].[0:8]")
+    p.add_argument(
         '--share', metavar='NAME',
         help='keep gate and trunk together with those of other trainers that share this name')
     p.add_argument(

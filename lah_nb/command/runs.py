@@ -20,7 +20,7 @@ from ..swarm.hosting import Grid
 from .logs import say
 from .metrics import Metrics, trainer_metrics
 from ..training.models import dense_ffn
-from ..training.recipes import RECIPES, Recipe
+from ..training.recipes import PRESETS, RECIPES, Recipe
 from ..swarm.swarm import Swarm
 from ..training.tensorboard import TensorBoard
 from ..training.trainer import Trainer, call_stats
@@ -36,7 +36,12 @@ LENGTHS = {  # steps, or seconds, or whichever is over first
 def _recipe(args: Namespace, grid: Grid) -> Recipe:
     "The recipe with what was asked for instead, and what the swarm has"
     asked = {name: getattr(args, name) for name in ('batch_size', 'in_flight', 'lr', 'k')}
-    recipe = replace(RECIPES[args.data], **{name: value for name, value in asked.items() if value is not None})
+    preset = PRESETS[args.preset] if getattr(args, 'preset', None) else {}
+    told = {name: value for name, value in asked.items() if value is not None}
+    recipe = replace(RECIPES[args.data], **preset | told)
+    if preset and args.data != 'mnist': raise LahError(f'{args.preset} is a set-up for mnist, not {args.data}', see='options')
+    if preset and grid.size != (recipe.layers, *recipe.grid):
+        raise LahError(f'{args.preset} needs peers with --experts "{recipe.experts}"; this swarm has {grid.pattern}', see='grids')
     layers, size = recipe.layers, grid.size
     if layers > 1 and len(size) == len(recipe.grid) + 1:
         layers, *size = size  # the first dimension tells the layers apart; without it all layers share the grid

@@ -53,4 +53,4 @@ from .records import (
     Record as Record,
     Records as Records,
 )
-from .dht import DHT as DHT, NoPeers as NoPeers
+from .dht import DHT as DHT, NoPeers as NoPeers, Unanswered as Unanswered

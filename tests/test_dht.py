@@ -1,10 +1,10 @@
 "Records over many peers: in memory under a clock that skips the waiting, and over libp2p with processes that stop."
-import os, random, signal, subprocess, sys, time
+import math, os, random, signal, subprocess, sys, time
 
 import pytest, trio, trio.testing
 from conftest import freeze
 
-from lah_nb.network import DHT, MemoryHub, NoPeers, Record, new_identity, pack, peer_id_of
+from lah_nb.network import DHT, MemoryHub, NoPeers, Record, Unanswered, new_identity, pack, peer_id_of
 from lah_nb import Swarm
 from lah_nb.errors import LahError
 
@@ -154,6 +154,91 @@ def test_a_peer_that_answers_nonsense_does_not_end_the_one_that_stores():
             b.network._answer = nonsense
             await a.announce({('experts/ffn', '1'): b'x'})
             assert [r.subkey for r in (await c.get(['experts/ffn'], max_age=0))['experts/ffn']] == ['1']
+            nursery.cancel_scope.cancel()
+    simulate(main)
+
+
+@pytest.mark.parametrize('seconds, loss', [(0.15, 0.), (0.3, 0.), (1., 0.), (0.1, 0.03)])
+def test_over_far_links_the_first_look_up_finds_everything_or_says_that_it_does_not(seconds, loss):
+    async def main():
+        rng, found = random.Random(0), []
+        def latency(here, there): return math.inf if rng.random() < loss else seconds * (1 + loss * 10 * rng.random())
+        async with MemoryHub(latency) as hub, trio.open_nursery() as nursery:
+            dhts = await start(hub, 12, nursery)
+            for i, dht in enumerate(dhts): nursery.start_soon(dht.announce, {('experts/ffn', str(i)): b''})
+            await trio.sleep(25)
+            for dht in rng.sample(dhts, 6):
+                (network := hub.peer()).addrs = []  # a trainer that nobody can dial
+                fresh = DHT(network, clock=trio.current_time)
+                await nursery.start(fresh.run)
+                await fresh.join({dht.peer_id: dht.network.addrs}, timeout=20)
+                try: found.append(len((await fresh.get(['experts/ffn']))['experts/ffn']))
+                except Unanswered: found.append(None)
+            nursery.cancel_scope.cancel()
+        assert set(found) <= ({12, None} if loss else {12}) and found.count(12) >= 5
+    simulate(main)
+
+
+def test_two_halves_of_a_swarm_find_each_other_again():
+    "Cut in two for longer than records live; trainers too, in either half"
+    async def main():
+        left = set()
+        def latency(here, there): return math.inf if (here in left) != (there in left) else 0.05
+        async with MemoryHub(latency) as hub, trio.open_nursery() as nursery:
+            dhts = await start(hub, 12, nursery)
+            for network in (trainers := [hub.peer() for _ in range(2)]): network.addrs = []
+            dhts += (trainers := [DHT(network, clock=trio.current_time) for network in trainers])
+            for trainer in trainers:
+                await nursery.start(trainer.run)
+                await trainer.join({dhts[0].peer_id: dhts[0].network.addrs})
+            for i, dht in enumerate(dhts[:12]): await dht.announce({('experts/ffn', str(i)): b''})
+            left.update(dht.peer_id for dht in [*dhts[:5], trainers[0]])
+            await trio.sleep(90)
+            async def read(dht): return len((await dht.get(['experts/ffn'], max_age=0))['experts/ffn'])
+            assert [await read(dht) for dht in trainers] == [5, 7]
+            left.clear()
+            await trio.sleep(30)
+            assert [await read(dht) for dht in dhts] == [12] * 14
+            nursery.cancel_scope.cancel()
+    simulate(main)
+
+
+@pytest.mark.parametrize('listed', [False, True])
+def test_a_trainer_comes_back_seconds_after_an_outage_of_its_network(listed):
+    "And meanwhile says that it does not know, rather than that there is nothing"
+    async def main():
+        async with MemoryHub(latency=0.05) as hub, trio.open_nursery() as nursery:
+            peer, trainer = await start(hub, 2, nursery)
+            trainer.network.addrs = peer.network.addrs if listed else []
+            await peer.announce({('experts/ffn', '1'): b''})
+            assert (await trainer.get(['experts/ffn']))['experts/ffn']
+            trainer.network.silent = True
+            await trio.sleep(45)
+            assert not trainer.peers
+            with pytest.raises(Unanswered, match='on a network'): await trainer.get(['experts/ffn'])
+            trainer.network.silent = False
+            healed = trio.current_time()
+            assert (await trainer.get(['experts/ffn'], timeout=20))['experts/ffn']  # it waits for that
+            assert trio.current_time() - healed < 8
+            nursery.cancel_scope.cancel()
+    simulate(main)
+
+
+def test_peers_that_start_before_the_first_is_up_end_in_one_swarm():
+    async def main():
+        async with MemoryHub(latency=0.02) as hub, trio.open_nursery() as nursery:
+            networks = [hub.peer() for _ in range(5)]
+            networks[0].silent = True
+            everyone = {network.peer_id: network.addrs for network in networks[:2]}  # the same list for all
+            dhts = [DHT(network, clock=trio.current_time) for network in networks]
+            for dht in dhts: await nursery.start(dht.run)
+            async with trio.open_nursery() as joining:
+                for dht in dhts: joining.start_soon(dht.join, everyone)
+                await trio.sleep(5)
+                networks[0].silent = False
+            for i, dht in enumerate(dhts): await dht.announce({('experts/ffn', str(i)): b''})
+            await trio.sleep(10)
+            for dht in dhts: assert len((await dht.get(['experts/ffn'], max_age=0))['experts/ffn']) == 5
             nursery.cancel_scope.cancel()
     simulate(main)
 

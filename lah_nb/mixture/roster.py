@@ -196,7 +196,7 @@ def cached_successors(
 
 # %% ../../nbs/mixture/05_roster.ipynb #00000010
 @patch
-async def successors(self: Roster, prefix: str, prefixes: Tensor, size: int, *, timeout: float = 5.) -> Tensor:
+async def successors(self: Roster, prefix: str, prefixes: Tensor, size: int, *, timeout: float | None = None) -> Tensor:
     "Who follows each prefix alive, asking the DHT for what the cache does not hold"
     names = [_name(prefix, indices) for indices in prefixes.tolist()]
     found = await self.dht.get([f'experts/{name}' for name in names], timeout=timeout)

@@ -62,3 +62,4 @@ from .weather import (
     Weibull as Weibull,
 )
 from .board import Board as Board
+from .dht import DHT as DHT, NoPeers as NoPeers, Unanswered as Unanswered

@@ -53,7 +53,6 @@ from .records import (
     Record as Record,
     Records as Records,
 )
-from .dht import DHT as DHT, NoPeers as NoPeers
 from .weather import (
     Constant as Constant,
     Exponential as Exponential,

@@ -17,7 +17,7 @@ def adamw(
     lr: float = 1e-3,
     *,
     weight_decay: float = 0.01,  # of matrices; vectors (biases, norms) have none
-    betas: tuple[float, float] = (0.8, 0.8),  # less momentum than usual: gradients may be late
+    betas: tuple[float, float] = (0.8, 0.98),  # less momentum than usual: gradients may be late
 ) -> torch.optim.Optimizer:
     "AdamW, fused where possible"
     params = [p for p in params if p.requires_grad]

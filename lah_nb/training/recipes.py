@@ -57,7 +57,7 @@ class Recipe:
 
 _text = dict(
     prefix='lm', grid=(4, 4), layers=2, k=2, route='token',
-    batch_size=16, lr=4e-3, schedule=cosine(),
+    batch_size=16, in_flight=1, lr=4e-3, schedule=cosine(),
     tests=(('batch_size', 24), ('length', 96), ('context', 32)))
 
 RECIPES = {

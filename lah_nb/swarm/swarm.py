@@ -6,7 +6,7 @@
 __all__ = ['RemotePeer', 'Swarm']
 
 # %% ../../nbs/swarm/07_swarm.ipynb #00000003
-import atexit, os, time, weakref
+import atexit, os, threading, time, weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -38,6 +38,7 @@ class RemotePeer:
 
 # %% ../../nbs/swarm/07_swarm.ipynb #0000000a
 _swarms: weakref.WeakSet = weakref.WeakSet()
+_joining = threading.RLock()
 
 class Swarm:
     "A trainer's view of a swarm; made by `Swarm.local` or `Swarm.join`; a context manager"
@@ -72,6 +73,35 @@ class Swarm:
             task_status.started(self)
 
     def __deepcopy__(self, memo): return self  # copies of a model share the swarm
+    # saved with a model, or sent to another process
+    def __reduce__(self): return Swarm.later, (self.addrs if 'network' in vars(self) else self._join,)
+
+    @classmethod
+    def later(
+        cls,
+        addrs: Sequence[str],  # of peers to join through
+    ) -> 'Swarm':
+        "A swarm that is joined when it is first used"
+        swarm = cls.__new__(cls)
+        swarm.local_peers, swarm._join, swarm._closed = [], list(addrs), False
+        return swarm
+
+    def __getattr__(self, name):
+        "Only asked for what is not there: in a swarm from `later`, all that joining brings"
+        if name not in ('network', 'dht', 'roster', 'monitor', 'portal', 'views', '_view') or vars(self).get('_closed', True):
+            raise AttributeError(f'{type(self).__name__!r} has no {name!r}; is it closed?')
+        with _joining:
+            if name not in vars(self): self._join_now()
+        return vars(self)[name]
+
+    def _join_now(self):
+        before = dict(vars(self))
+        try: self.__init__(self._join)
+        except BaseException:  # to be tried again
+            vars(self).clear()
+            vars(self).update(before)
+            raise
+
     def __enter__(self) -> 'Swarm': return self
     def __exit__(self, *exc): self.close()
 
@@ -147,6 +177,7 @@ def close(self: Swarm):
     "End the peers this swarm started, then its own part; a second call does nothing"
     if self._closed: return
     self._closed = True
+    if 'portal' not in vars(self) or self.portal.forked: return  # it was never joined, or its peers are another process's
     for view in list(self.views): view.stop()
     for peer in self.local_peers: peer.ask_to_stop()
     deadline = time.monotonic() + 8.
@@ -173,6 +204,7 @@ def peers(self: Swarm) -> list:
 @patch
 def __repr__(self: Swarm):
     if self._closed: return 'Swarm(closed)'
+    if 'dht' not in vars(self): return f'Swarm(joins through {next(iter(self._join), "nothing")} when it is first used)'
     local, alive = '', sum(p.alive for p in self.local_peers)
     if self.local_peers: local = f'{alive} of {len(self.local_peers)} local peers alive, '
     return f'Swarm({local}{len(self.dht.peers)} peers known, join through {next(iter(self.addrs), "nothing")})'

@@ -307,6 +307,7 @@ class Expert:
         self.flat, self.grad = _flatten(self.parameters), None
         self.optimizer, self.lr = optimizer, lr
         self.betas = tuple(betas)
+        self.piece = 2048  # rows that are run at once: a larger batch in pieces, before one step
         self.moments = {}  # they come with the first step
         self.updates = self.refused = 0
         self.rows_forward = self.rows_backward = 0
@@ -340,13 +341,13 @@ def check(
 # %% ../../nbs/mixture/01_experts.ipynb #00000029
 @patch
 def _run(self: Expert, x: torch.Tensor, seed: int) -> torch.Tensor:
+    if self.module.training != (seed is not None): self.module.train(seed is not None)
     if self.together: return self.module(x)
-    self.module.train(seed is not None)
     with _seeded(seed or 0, self.device): return self.module(x)
 
 @patch
 def _merge(self: Expert, tensors: list[torch.Tensor]) -> torch.Tensor:
-    return (tensors[0] if len(tensors) == 1 else torch.cat(tensors)).to(self.device)
+    return _joined(tensors).to(self.device)
 
 @patch
 def forward_batch(
@@ -354,12 +355,24 @@ def forward_batch(
     parts: list[tuple],  # `(x, seed)` of each caller
 ) -> list[torch.Tensor]:
     "The outputs of all parts"
-    xs, rows = [x for x, _ in parts], [len(x) for x, _ in parts]
+    ys = [None] * len(parts)
     with torch.no_grad():
-        if self.together: ys = list(self.module(self._merge(xs)).cpu().split(rows))
-        else: ys = [self._run(x.to(self.device), seed).cpu() for x, seed in parts]
-    self.rows_forward += sum(rows)
+        for group in self._groups([seed for _, seed in parts]):
+            x, seed = self._merge([parts[i][0] for i in group]), parts[group[0]][1]
+            y = _joined([self._run(piece, seed).cpu() for piece in x.split(self.piece)])
+            for i, each in zip(group, y.split([len(parts[i][0]) for i in group])): ys[i] = each
+    self.rows_forward += sum(len(x) for x, _ in parts)
     return ys
+
+@patch
+def _groups(self: Expert, seeds: list[int | None]) -> list[list[int]]:  # numbers of parts
+    "Which callers' rows are run together: none with dropout, and none of a training with those of an evaluation"
+    if not self.together: return [[i] for i in range(len(seeds))]
+    groups = [i for i, seed in enumerate(seeds) if seed is not None], [i for i, seed in enumerate(seeds) if seed is None]
+    return [group for group in groups if group]
+
+def _joined(tensors: list[torch.Tensor]) -> torch.Tensor:
+    return tensors[0] if len(tensors) == 1 else torch.cat(tensors)
 
 @patch
 def forward(
@@ -387,9 +400,9 @@ def backward_batch(
     good = [i for i, result in enumerate(results) if result is None]
     self.refused += len(parts) - len(good)
     if not good: return results
-    groups = [good] if self.together else [[i] for i in good]
     self._zero_grad()
-    for group in groups:
+    for group in self._groups([parts[i][2] for i in good]):
+        group = [good[i] for i in group]
         for i, gx in zip(group, self._accumulate([parts[i] for i in group])): results[i] = gx
     if not self._step(_mean_rate([parts[i] for i in good])):
         self.refused += len(good)
@@ -411,13 +424,19 @@ def _zero_grad(self: Expert):
 def _accumulate(self: Expert, parts: list[tuple]) -> list[torch.Tensor]:
     "Add the gradients of `parts`, run as one batch, to the flat gradient; give those of the inputs"
     x, grad = self._merge([x for x, *_ in parts]).detach(), self._merge([grad for _, grad, *_ in parts])
+    pieces = zip(x.split(self.piece), grad.split(self.piece))
+    gx = _joined([self._backward_piece(*piece, parts[0][2]) for piece in pieces])
+    return list(gx.split([len(x) for x, *_ in parts]))
+
+@patch
+def _backward_piece(self: Expert, x: torch.Tensor, grad: torch.Tensor, seed: int | None) -> torch.Tensor:
+    x = x.detach()
     with torch.enable_grad():
         if x.is_floating_point(): x.requires_grad_()
-        y = self._run(x, parts[0][2])
+        y = self._run(x, seed)
         # the gradient of this product is `grad`; to hand that to `backward` imports a hundred modules of torch
         if y.requires_grad: (y.flatten() @ grad.to(y.dtype).flatten()).backward()
-    gx = torch.zeros_like(x, dtype=grad.dtype) if x.grad is None else x.grad
-    return list(gx.cpu().split([len(x) for x, *_ in parts]))
+    return torch.zeros_like(x, dtype=grad.dtype).cpu() if x.grad is None else x.grad.cpu()
 
 def _mean_rate(parts: list[tuple]) -> float:
     "What the callers ask of the learning rate, by their rows"

@@ -360,6 +360,9 @@ def _add_train(commands):
         '--share', metavar='NAME',
         help='keep gate and trunk together with those of other trainers that share this name')
     p.add_argument(
+        '--save', type=_new_file, metavar='FILE',
+        help='keep the model (and all that training needs to go on) there, for Trainer.load')
+    p.add_argument(
         '--tensorboard', metavar='DIR',
         help='write the history there for TensorBoard (pip install "lah_nb[tensorboard]")')
     _add_metrics(p)

@@ -25,6 +25,7 @@ from .training import (
     cosine as cosine,
     dense_ffn as dense_ffn,
     load_digits as load_digits,
+    load_images as load_images,
     load_mnist as load_mnist,
     load_text as load_text,
     load_wikitext2 as load_wikitext2,

@@ -507,7 +507,7 @@ def expert_path(
 ) -> Path:
     "Where `save_expert` puts an expert"
     split_uid(uid)
-    return Path(folder) / f'{uid}.safetensors'
+    return Path(folder).expanduser() / f'{uid}.safetensors'
 
 def save_expert(
     expert: Expert,

@@ -78,7 +78,7 @@ class Server:
         self.network, self.dht = network, dht
         self.experts = {expert.uid: expert for expert in experts}
         self.runtime = runtime or Runtime(self.experts)
-        self.checkpoint_dir, self.save_every = checkpoint_dir, save_every
+        self.checkpoint_dir, self.save_every = checkpoint_dir and os.path.expanduser(checkpoint_dir), save_every
         self.started = 0.  # on trio's clock
         self._done = OrderedDict()  # (peer id, call's id) -> the answer to a backward that was applied
         self._working = {}  # (peer id, call's id) -> what is set when it is

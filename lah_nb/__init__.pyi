@@ -5,6 +5,7 @@ __version__: str
 from .errors import LahError as LahError
 from .mixture import (
     DMoE as DMoE,
+    Learning as Learning,
     register_expert as register_expert,
     Timeout as Timeout,
     TooFewExperts as TooFewExperts,

@@ -5,13 +5,14 @@
 # %% auto #0
 __all__ = ['MAX_UIDS', 'EXPERTS', 'OPTIMIZERS', 'BETAS', 'ExpertError', 'BadGradient', 'split_uid', 'parse_uids', 'Schema',
            'ExpertClass', 'register_expert', 'FeedForward', 'TransformerLayer', 'Nop', 'expert_schema',
-           'load_expert_file', 'Expert', 'expert_path', 'save_expert', 'load_expert']
+           'load_expert_file', 'Learning', 'check_device', 'Expert', 'expert_path', 'save_expert', 'load_expert']
 
 # %% ../../nbs/mixture/01_experts.ipynb #00000003
-import importlib.util, math, os, re, sys, threading, zlib
+import importlib.util, json, math, os, re, sys, threading, zlib
 from collections.abc import Callable
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from functools import lru_cache
 from itertools import product
 from pathlib import Path
 
@@ -255,6 +256,53 @@ def _optimize(
     more = dict(amsgrad=name == 'amsgrad', beta1=betas[0], beta2=betas[1], eps=1e-8)
     adam([flat], [grad], first, second, largest[0] if largest else [], step, **more, **common)
 
+# %% ../../nbs/mixture/01_experts.ipynb #00000043
+@dataclass(frozen=True)
+class Learning:
+    "What a peer's owner says about how its experts learn"
+    warmup: int = 0  # steps of the expert in which its rate rises
+    total_steps: int | None = None  # after which the rate has fallen along a cosine; None: it stays
+    final: float = 0.1  # what is left of it then
+    weight_decay: float = 0.  # of all weights, in each step times the rate (as AdamW has it)
+    follow: bool = True  # trainers may lower the rate by their own schedule; never raise it
+
+    def __post_init__(self):
+        fits = self.warmup >= 0 and (self.total_steps is None or self.total_steps > self.warmup)
+        if not fits or not 0 <= self.final <= 1 or not 0 <= self.weight_decay < 1:
+            raise ExpertError(f'{self} cannot be: the rate rises for `warmup` steps of `total_steps`, '
+                              'and the part that is left, and the decay, are between 0 and 1', see='options')
+
+    def options(self) -> list[str]:
+        "The same for `lah-nb peer`"
+        total = ['--total-steps', str(self.total_steps)] if self.total_steps is not None else []
+        return ['--warmup', str(self.warmup), *total, '--final-rate', str(self.final), '--weight-decay', str(self.weight_decay),
+                *([] if self.follow else ['--own-rate'])]
+
+    def rate(
+        self,
+        step: int,  # steps taken so far
+    ) -> float:
+        "The part of the learning rate that is due"
+        rising = min(1., (step + 1) / self.warmup) if self.warmup else 1.
+        if self.total_steps is None: return rising
+        done = min(1., max(0, step - self.warmup) / (self.total_steps - self.warmup))
+        return rising * (self.final + (1 - self.final) * (1 + math.cos(math.pi * done)) / 2)
+
+# %% ../../nbs/mixture/01_experts.ipynb #00000046
+@lru_cache
+def check_device(
+    device: str,
+):
+    "Raise `ExpertError` at a device that torch does not have, or has and cannot compute on"
+    try:
+        x = torch.ones(2, 2, device=device, requires_grad=True)
+        (x @ x).relu().sum().backward()
+        if x.grad.sum().item() == 16.: return
+        why = 'it computes wrong numbers'
+    except (RuntimeError, AssertionError) as e: why = _in_a_line(e)
+    raise ExpertError(f'experts cannot run on the device {str(device)!r} ({why}): use another with --device, cpu for one, '
+                      'or a build of torch made for it', see='memory' if 'memory' in why else 'device')
+
 # %% ../../nbs/mixture/01_experts.ipynb #00000021
 _thread = threading.local()
 
@@ -285,6 +333,7 @@ class Expert:
         lr: float = 1e-3,
         betas: tuple[float, float] = BETAS,  # of Adam: how long it remembers gradients, and their squares
         clip: float = 1.0,  # the gradient's largest norm; `None` leaves it as it is
+        learning: Learning | None = None,  # None: that of its checkpoint, if there is one
         device: str = 'cpu',
         seed: int | None = None,  # of the first weights; by default the uid decides
     ):
@@ -295,7 +344,10 @@ class Expert:
         if optimizer not in OPTIMIZERS:
             raise ExpertError(f'no optimizer {optimizer!r}; '
                               f'choose one of {", ".join(OPTIMIZERS)}', see='options')
+        if clip is not None and not clip > 0: raise ExpertError(f'a norm of {clip} leaves no gradient: clip is above 0', see='options')
+        if str(device) != 'cpu': check_device(str(device))
         self.uid, self.clip = uid, clip
+        self.learning, self.told = learning or Learning(), learning is not None
         self.expert_cls, self.hidden_dim = expert_cls, hidden_dim
         if seed is None: seed = zlib.crc32(uid.encode())
         self.module, self.schema, self.together = _build(expert_cls, hidden_dim, seed)
@@ -451,7 +503,9 @@ def _step(self: Expert, rate: float = 1.) -> bool:
     norm = float(torch.linalg.vector_norm(self.grad))
     if not math.isfinite(norm): return False
     if self.clip is not None and norm > self.clip: self.grad.mul_(self.clip / (norm + 1e-6))
-    if len(self.flat): _optimize(self.optimizer, self.flat, self.grad, self.moments, self.lr * rate, self.betas)
+    lr = self.lr * self.learning.rate(self.updates) * (rate if self.learning.follow else 1.)
+    if self.learning.weight_decay: self.flat.mul_(1 - lr * self.learning.weight_decay)
+    if len(self.flat): _optimize(self.optimizer, self.flat, self.grad, self.moments, lr, self.betas)
     self.updates += 1
     self.grad_norm += (norm - self.grad_norm) / min(self.updates, 100)
     return True
@@ -517,6 +571,7 @@ def save_expert(
     path = expert_path(folder, expert.uid)
     path.parent.mkdir(parents=True, exist_ok=True)
     about = {key: str(getattr(expert, key)) for key in ('uid', 'expert_cls', 'hidden_dim', 'optimizer', 'updates')}
+    about['learning'] = json.dumps(asdict(expert.learning))
     part = path.with_name(f'.{path.name}.{os.getpid()}.part')
     try:
         part.write_bytes(save(expert.state(), metadata=about))
@@ -542,5 +597,9 @@ def load_expert(
     if found != own:
         raise ExpertError(f'{path} holds {found}, this peer hosts {expert.uid} as {own}; '
                           'move the file away or change the class', see='checkpoint')
+    try: learning = Learning(**json.loads(about.get('learning', '{}')))
+    except (ValueError, TypeError, ExpertError) as e:
+        raise ExpertError(f'{path} says in a form nobody can read how {expert.uid} learns ({e})', see='checkpoint') from e
     expert.load_state(tensors)
+    if not expert.told: expert.learning = learning
     return True

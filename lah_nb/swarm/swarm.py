@@ -16,7 +16,7 @@ from fastcore.basics import patch
 from .children import LocalPeer, SwarmError
 from ..network.dht import DHT
 from ..errors import LahError
-from ..mixture.experts import parse_uids
+from ..mixture.experts import Learning, parse_uids
 from .hosting import Grid, read_grids, read_peers, read_seeds
 from .monitor import Monitor
 from ..network.host import Host, start_owned, stop_owned
@@ -126,6 +126,8 @@ def start_peers(self: Swarm,
     hidden_dim: int = 64,
     optimizer: str = 'adam',
     lr: float = 1e-3,
+    learning: Learning | None = None,  # schedule and decay of the experts, and whether trainers may lower their rate
+    clip: float = 1.,  # largest norm of an expert's gradient
     checkpoint_dir: str | None = None,
     expert_file: str | None = None,  # a Python file that registers expert_cls
     device: str = 'cpu',
@@ -137,7 +139,8 @@ def start_peers(self: Swarm,
     if peers < 1 or not num_experts and peers > len(uids):
         raise SwarmError(f'{len(uids)} experts cannot be spread over {peers} peers', see='uids')
     options = ['--expert-cls', expert_cls, '--hidden-dim', str(hidden_dim),
-               '--optimizer', optimizer, '--lr', str(lr), '--device', device]
+               '--optimizer', optimizer, '--lr', str(lr), '--clip', str(clip), '--device', device]
+    if learning: options += learning.options()
     for addr in seeds[:3]: options += ['--join', addr]
     if checkpoint_dir: options += ['--checkpoint-dir', checkpoint_dir]
     if expert_file: options += ['--expert-file', expert_file]

@@ -6,7 +6,7 @@
 __all__ = ['RemotePeer', 'Swarm']
 
 # %% ../../nbs/swarm/07_swarm.ipynb #00000003
-import atexit, os, threading, time, weakref
+import ast, atexit, logging, os, sys, threading, time, weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -166,13 +166,36 @@ def local(
     experts: str = 'ffn.[0:8].[0:8]',  # pattern of uids, spread evenly over the peers
     **options,  # of `start_peers`: expert_cls, hidden_dim, optimizer, lr, checkpoint_dir, expert_file, device, timeout
 ) -> Swarm:
-    "Start `peers` peers as child processes on this computer, and join them"
+    "Start `peers` peers as child processes on this computer, and join them; in a notebook, instead of those the variable held before"
+    execution = _close_overwritten()
     swarm = cls(listen=['/ip4/127.0.0.1/tcp/0'])
     try: swarm.start_peers(peers, experts, **options)
     except BaseException:
         swarm.close()
         raise
+    swarm.execution = execution
     return swarm
+
+def _close_overwritten() -> int | None:
+    "A cell is run again: close the local swarm that its variable still holds; gives the number of the cell's execution"
+    shell = sys.modules['IPython'].get_ipython() if 'IPython' in sys.modules else None
+    if shell is None: return None
+    frame = sys._getframe(1)
+    while frame is not None and frame.f_globals is not shell.user_ns: frame = frame.f_back
+    name = _assigned(shell.user_ns.get('In', [''])[-1], frame.f_lineno) if frame is not None else None
+    old = shell.user_ns.get(name)
+    if not isinstance(old, Swarm) or old._closed or getattr(old, 'execution', None) in (None, shell.execution_count): return shell.execution_count
+    logging.getLogger('lah_nb').warning('the local swarm that %s held before is closed', name)
+    old.close()
+    return shell.execution_count
+
+def _assigned(source: str, line: int) -> str | None:
+    "The one variable that the statement at a line of a cell is assigned to"
+    try: statements = ast.parse(source).body
+    except SyntaxError: return None  # a magic, for instance
+    for each in statements:
+        if isinstance(each, ast.Assign) and each.lineno <= line <= each.end_lineno and isinstance(each.targets[0], ast.Name): return each.targets[0].id
+    return None
 
 # %% ../../nbs/swarm/07_swarm.ipynb #0000000c
 @patch

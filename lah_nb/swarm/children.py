@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
 
+import lah_nb
 from fastcore.basics import patch
 
 from ..network.addresses import split_addr
@@ -97,7 +98,7 @@ def _reap(self: LocalPeer, timeout):
 # %% ../../nbs/swarm/04_children.ipynb #0000000e
 def _start_peer(options: Sequence[str], threads: int) -> subprocess.Popen:
     libraries = 'OMP_NUM_THREADS', 'MKL_NUM_THREADS', 'OPENBLAS_NUM_THREADS'
-    home = str(Path(__file__).resolve().parents[2])  # a clone that only `sys.path` leads to
+    home = str(Path(lah_nb.__file__).resolve().parents[1])  # a clone that only `sys.path` leads to
     paths = [path for path in (os.environ.get('PYTHONPATH'), home) if path]
     return subprocess.Popen(
         [sys.executable, '-m', 'lah_nb', 'peer', '--owned', *options],

@@ -219,3 +219,18 @@ def test_in_colab_every_view_says_where_the_manager_of_widgets_is(monkeypatch):
         view.close()
     code = ''.join(file.read_text() for file in Path(live.__file__).parent.glob('*.py'))
     assert not [broken for broken in ('W.Accordion(', 'W.Tab(') if broken in code]  # they do not open under Colab's manager
+
+
+def test_marimo_draws_the_swarm_and_shows_panels_as_stills():
+    pytest.importorskip('marimo')
+    from marimo._output.formatters.formatters import register_formatters
+    from marimo._output.formatting import try_format
+    from lah_nb import PeerPanel
+    from synthetic import SOURCE
+    scope = {}
+    exec(SOURCE, scope)
+    register_formatters()
+    view, panel = SwarmView(scope['Source'](4, 2, 4)), PeerPanel()
+    assert 'marimo-anywidget' in try_format(view).data and panel.still() in str(try_format(panel).data)
+    view.tick()  # what a cell with a `mo.ui.refresh` does
+    view.close(), panel.close()

@@ -33,6 +33,6 @@ setup(
     cmdclass={'build_py': BuildWithStubs},
     packages=[cfg['lib_path'], *(f"{cfg['lib_path']}.{name}" for name in find_namespace_packages(cfg['lib_path']))], include_package_data=True,
     python_requires=f">={cfg['min_python']}", install_requires=words('requirements'),
-    extras_require={'notebook': words('notebook_requirements'), 'tensorboard': words('tensorboard_requirements'), 'dev': words('dev_requirements'), 'docs': words('docs_requirements')},
+    extras_require={'notebook': words('notebook_requirements'), 'tensorboard': words('tensorboard_requirements'), 'trainers': words('trainers_requirements'), 'dev': words('dev_requirements'), 'docs': words('docs_requirements')},
     entry_points={'console_scripts': lines('console_scripts'), 'nbdev': [f"{cfg['lib_path']}={cfg['lib_path']}._modidx:d"]},
 )

@@ -5,6 +5,7 @@ __version__: str
 from .errors import LahError as LahError
 from .mixture import (
     DMoE as DMoE,
+    Learning as Learning,
     register_expert as register_expert,
     Timeout as Timeout,
     TooFewExperts as TooFewExperts,
@@ -25,6 +26,7 @@ from .training import (
     cosine as cosine,
     dense_ffn as dense_ffn,
     load_digits as load_digits,
+    load_images as load_images,
     load_mnist as load_mnist,
     load_text as load_text,
     load_wikitext2 as load_wikitext2,

@@ -68,13 +68,14 @@ def test_a_peer_leaves_in_order(peer, tmp_path, how):
 
 
 @pytest.mark.slow
-def test_two_peers_share_a_grid_and_a_trainer_trains_on_it(peer):
+def test_two_peers_share_a_grid_and_a_trainer_trains_on_it(peer, tmp_path):
     _, addr = peer('--experts', 'ffn.[0:2].[0:4]', '--num-experts', '4', '--hidden-dim', '16')
     peer('--join', addr, '--experts', 'ffn.[0:2].[0:4]', '--num-experts', '4', '--hidden-dim', '16')
-    result = run('train', 'digits', '--join', addr, '--steps', '150', '--json', timeout=200)
+    result = run('train', 'digits', '--join', addr, '--steps', '150', '--save', str(tmp_path / 'model.safetensors'), '--json', timeout=200)
     assert result.returncode == 0, result.stderr
     data = json.loads(result.stdout.splitlines()[-1])
     assert data['experts'] == 8 and data['experts_used'] == 8 and data['steps'] == 150 and data['test_accuracy'] > 0.8
+    assert (tmp_path / 'model.safetensors').stat().st_size > 1000 and data['save']
 
 
 @pytest.mark.slow

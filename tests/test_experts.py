@@ -217,3 +217,27 @@ def test_a_call_asks_for_a_part_of_the_rate():
 @pytest.mark.parametrize('options', [dict(lr=-1), dict(lr=float('nan')), dict(betas=(0., 1.))])
 def test_rates_that_cannot_be_are_refused(options):
     with pytest.raises(ExpertError, match='cannot learn'): Expert('ffn.0', 'ffn', 8, **options)
+
+
+def test_an_owner_says_how_experts_learn(tmp_path):
+    from lah_nb.mixture.experts import Learning
+    learning = Learning(warmup=4, total_steps=12, final=0.5, weight_decay=0.1, follow=False)
+    assert [round(learning.rate(n), 3) for n in (0, 3, 4, 8, 12, 99)] == [0.25, 1., 1., 0.75, 0.5, 0.5]
+    ours, freely = Expert('e.0', 'ffn', 8, lr=0.1, optimizer='sgd', learning=learning), Expert('e.0', 'ffn', 8, lr=0.1, optimizer='sgd')
+    x, grad, before = torch.randn(4, 8), torch.randn(4, 8), ours.flat.clone()
+    for expert in ours, freely: expert.backward_batch([(x, grad, 0, 0.5)])
+    # a quarter of the rate, whatever the trainer asks; half of it, as the trainer asks
+    torch.testing.assert_close(ours.flat - before * (1 - 0.025 * 0.1), (freely.flat - before) / 2)
+    save_expert(ours, tmp_path)
+    untold, told = Expert('e.0', 'ffn', 8, optimizer='sgd'), Expert('e.0', 'ffn', 8, optimizer='sgd', learning=Learning())
+    assert load_expert(untold, tmp_path) and load_expert(told, tmp_path)
+    assert (untold.learning, told.learning, untold.updates) == (learning, Learning(), 1)
+    for wrong in dict(warmup=-1), dict(warmup=5, total_steps=5), dict(final=2.), dict(weight_decay=-0.1):
+        with pytest.raises(ExpertError, match='#options'): Learning(**wrong)
+    for wrong in dict(lr=-1), dict(lr=float('nan')), dict(clip=0):
+        with pytest.raises(ExpertError, match='#options'): Expert('e.0', 'ffn', 8, **wrong)
+
+
+@pytest.mark.parametrize('device', ['meta', 'cuda:7', 'nonsense'])
+def test_a_device_that_cannot_compute_is_found_out_first(device):
+    with pytest.raises(ExpertError, match='#device'): Expert('e.0', 'ffn', 8, device=device)

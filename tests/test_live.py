@@ -193,3 +193,44 @@ def test_without_a_kernel_there_is_the_still(capsys):
     view._ipython_display_()
     assert not view.ticker.running and view._repr_mimebundle_()[0] == {'text/plain': 'View()', 'text/html': view.still()}
     assert view.still().startswith('<img alt="a &quot;still&quot;"')
+
+
+def test_in_colab_every_view_says_where_the_manager_of_widgets_is(monkeypatch):
+    from types import ModuleType, SimpleNamespace
+    from pathlib import Path
+    from lah_nb import PeerPanel
+    from lah_nb.views import live
+    from synthetic import SOURCE
+    output, url, sent = ModuleType('google.colab.output'), 'https://ssl.gstatic.com/manager.js', []
+    output._widgets = SimpleNamespace(_installed_url=url)
+    output.enable_custom_widget_manager = lambda: None
+    monkeypatch.setitem(sys.modules, 'google.colab.output', output)
+    monkeypatch.setattr(live, 'in_kernel', lambda: True)
+    monkeypatch.setattr(live, 'display', lambda data, metadata=None, **more: sent.append((data, metadata)))
+    scope, mime = {}, 'application/vnd.jupyter.widget-view+json'
+    exec(SOURCE, scope)
+    for view in SwarmView(scope['Source'](4, 2, 4)), PeerPanel():
+        sent.clear()
+        view._ipython_display_()
+        drawn = [(data, about) for data, about in sent if mime in data]
+        assert len(drawn) == 1 and drawn[0][0]['text/html'] and drawn[0][1] == {mime: {'colab': {'custom_widget_manager': {'url': url}}}}
+        view._ticker.stop()
+        view._outputs = []
+        view.close()
+    code = ''.join(file.read_text() for file in Path(live.__file__).parent.glob('*.py'))
+    assert not [broken for broken in ('W.Accordion(', 'W.Tab(') if broken in code]  # they do not open under Colab's manager
+
+
+def test_marimo_draws_the_swarm_and_shows_panels_as_stills():
+    pytest.importorskip('marimo')
+    from marimo._output.formatters.formatters import register_formatters
+    from marimo._output.formatting import try_format
+    from lah_nb import PeerPanel
+    from synthetic import SOURCE
+    scope = {}
+    exec(SOURCE, scope)
+    register_formatters()
+    view, panel = SwarmView(scope['Source'](4, 2, 4)), PeerPanel()
+    assert 'marimo-anywidget' in try_format(view).data and panel.still() in str(try_format(panel).data)
+    view.tick()  # what a cell with a `mo.ui.refresh` does
+    view.close(), panel.close()

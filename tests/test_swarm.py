@@ -1,9 +1,11 @@
 "Starting, joining, volunteering; children that die with their kernel; experts of one's own."
-import os, signal, subprocess, sys, time
+import os, shutil, signal, subprocess, sys, time
+from pathlib import Path
 
 import psutil, pytest, torch
 from conftest import freeze
 
+import lah_nb
 from lah_nb import DMoE, Swarm, SwarmError, volunteer
 
 pytestmark = pytest.mark.slow
@@ -74,3 +76,30 @@ def test_a_snapshot_shows_the_silent():
         snapshot = swarm.snapshot()
         assert sum(p['alive'] for p in snapshot.peers) == 1 and len(snapshot.peers) == 2
         os.kill(swarm.peers[0].pid, signal.SIGCONT)
+
+
+def test_a_cell_that_is_run_again_closes_its_old_swarm():
+    code = """
+import os, sys, psutil
+from IPython.core.interactiveshell import InteractiveShell
+shell = InteractiveShell.instance()
+run = lambda cell: shell.run_cell(cell, store_history=True).raise_error()
+children = lambda: sum('lah_nb' in child.cmdline() for child in psutil.Process().children())
+run('from lah_nb import Swarm')
+for text in ("swarm = Swarm.local(1, 'e.[0:2]', hidden_dim=4)", "# edited\\nswarm = Swarm.local(1, 'e.[0:3]', hidden_dim=4)"):
+    run(text)
+    assert children() == 1, children()
+run("other = Swarm.local(1, 'e.[0:2]', hidden_dim=4)\\nother = Swarm.local(1, 'e.[0:2]', hidden_dim=4)")
+assert children() == 3, children()
+"""
+    said = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, timeout=100)
+    assert not said.returncode and said.stderr.count('held before is closed') == 1, said.stdout + said.stderr
+
+
+def test_a_clone_on_the_path_is_enough(tmp_path):
+    (tmp_path / 'clone').mkdir()
+    shutil.copytree(Path(lah_nb.__file__).parent, tmp_path / 'clone' / 'lah_nb')
+    code = (f'import sys\nsys.path.insert(0, {str(tmp_path / "clone")!r})\nimport lah_nb\nfrom lah_nb import Swarm\n'
+            'assert "clone" in lah_nb.__file__\nwith Swarm.local(1, "e.0", hidden_dim=4) as s: print(open(f"/proc/{s.peers[0].pid}/environ").read())')
+    said = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, timeout=60, cwd=tmp_path)
+    assert str(tmp_path / 'clone') in said.stdout, said.stderr

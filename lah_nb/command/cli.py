@@ -51,6 +51,12 @@ def _amount(text: str) -> float:
     if 0 <= number < float('inf'): return number
     raise argparse.ArgumentTypeError(f'a number of at least 0 is wanted, not {text!r}')
 
+def _rate(text: str) -> float:
+    try: number = float(text)
+    except ValueError: number = -1.
+    if 0 <= number < 10: return number
+    raise argparse.ArgumentTypeError(f'a learning rate is between 0 and 10, not {text!r}')
+
 def _line(text: str) -> tuple[float, float]:  # up, down
     "Two speeds in megabits a second, like 10/50"
     up, _, down = text.partition('/')
@@ -129,7 +135,17 @@ def _add_upkeep(p):
     "How the experts learn, where they are kept, and who watches"
     optimizers = ['adam', 'amsgrad', 'sgd']
     p.add_argument('--optimizer', default='adam', choices=optimizers, help=f'of each expert {_DEFAULT}')
-    p.add_argument('--lr', type=float, default=1e-3, help=f'learning rate of the experts {_DEFAULT}')
+    p.add_argument('--lr', type=_rate, default=1e-3, help=f'learning rate of the experts {_DEFAULT}')
+    p.add_argument('--clip', type=_amount, default=1., help=f'largest norm of an expert\'s gradient {_DEFAULT}')
+    p.add_argument('--warmup', type=int, metavar='N', help='steps of an expert in which its rate rises (default: 0)')
+    p.add_argument(
+        '--total-steps', type=int, metavar='N',
+        help='steps of an expert in which its rate falls along a cosine (default: it stays)')
+    p.add_argument('--final-rate', type=_share, metavar='R', help='what is left of the rate then (default: 0.1 of it)')
+    p.add_argument('--weight-decay', type=_share, metavar='W', help='of the experts\' weights, as AdamW has it (default: 0)')
+    p.add_argument(
+        '--own-rate', action='store_true', default=None,
+        help='let no trainer lower the learning rate by its own schedule (none can raise it)')
     p.add_argument(
         '--checkpoint-dir', metavar='DIR',
         help='read experts from here at the start, save them here regularly and on leaving')
@@ -143,13 +159,13 @@ def _add_upkeep(p):
         help='end when stdin closes (for a process that starts this one)')
 
 # %% ../../nbs/command/05_cli.ipynb #00000046
-_TO_HOST = 'num_experts', 'expert_file', 'join', 'identity', 'optimizer', 'lr', 'checkpoint_dir', 'relay'
+_TO_HOST = 'num_experts', 'expert_file', 'join', 'identity', 'optimizer', 'lr', 'clip', 'checkpoint_dir', 'relay'
 
 def _hosting(args, commands):
     "What serves, still without `ready` and `stop`"
     anywhere = '0.0.0.0' if args.volunteer else '127.0.0.1'
     listen = [addr for addr in args.listen or [f'/ip4/{anywhere}/tcp/0'] if addr != 'none']
-    options = {name: getattr(args, name) for name in _TO_HOST}
+    options = {name: getattr(args, name) for name in _TO_HOST} | {'learning': _learning(args)}
     if not args.volunteer:
         from lah_nb.swarm.hosting import run_peer
         kind = dict(experts=args.experts, expert_cls=args.expert_cls, hidden_dim=args.hidden_dim)
@@ -158,6 +174,14 @@ def _hosting(args, commands):
     tell = _tell_owner if args.owned else lambda status: None
     help_with = dict(prefix=args.prefix, commands=commands, tell=tell)
     return partial(lend, listen=listen, device=args.device, **help_with, **options)
+
+def _learning(args):
+    "What was said of how experts learn; None: nothing, and a checkpoint may say it"
+    from lah_nb.mixture.experts import Learning
+    told = dict(warmup=args.warmup, total_steps=args.total_steps, final=args.final_rate, weight_decay=args.weight_decay,
+                follow=None if args.own_rate is None else False)
+    told = {name: value for name, value in told.items() if value is not None}
+    return Learning(**told) if told else None
 
 def _tell_owner(status: dict): print('status', json.dumps(status), flush=True)
 
@@ -359,6 +383,9 @@ def _add_train(commands):
     p.add_argument(
         '--share', metavar='NAME',
         help='keep gate and trunk together with those of other trainers that share this name')
+    p.add_argument(
+        '--save', type=_new_file, metavar='FILE',
+        help='keep the model (and all that training needs to go on) there, for Trainer.load')
     p.add_argument(
         '--tensorboard', metavar='DIR',
         help='write the history there for TensorBoard (pip install "lah_nb[tensorboard]")')

@@ -215,6 +215,7 @@ def _train_on(swarm: Swarm, args: Namespace, board: TensorBoard | None, metrics:
     if seconds := _dense_seconds(args): result['dense_per_s'] = _dense_speed(recipe, data, seconds)
     result['total_seconds'] = round(time.monotonic() - start, 1)
     if args.report: result['report'] = _report(args.report, trainer, swarm, result, [], grid)
+    if args.save: result['save'] = str(trainer.save(args.save))
     return result
 
 # %% ../../nbs/command/04_runs.ipynb #0000000b

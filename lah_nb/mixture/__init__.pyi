@@ -4,6 +4,7 @@ from .experts import (
     expert_schema as expert_schema,
     ExpertError as ExpertError,
     EXPERTS as EXPERTS,
+    Learning as Learning,
     load_expert as load_expert,
     OPTIMIZERS as OPTIMIZERS,
     parse_uids as parse_uids,

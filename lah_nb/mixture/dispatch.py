@@ -35,7 +35,7 @@ class Call:
 
     def meta(
         self,
-        seed: int,  # of dropout
+        seed: int | None,  # of dropout; None: there is none, the experts are in evaluation mode
         id: bytes = b'',  # tells a backward call that is sent again from a new one
         rate: float = 1.,  # of the experts' learning rate, above 0 and at most 1
     ) -> dict:
@@ -332,7 +332,7 @@ def gather_outputs(
         if outcome.tensor is None: continue
         _doubt(outcome, answered)
         kept = outcome.answered
-        outputs[outcome.call.pairs[kept]] = outcome.tensor[kept]
+        outputs[outcome.call.pairs[kept]] = outcome.tensor[kept].to(dtype)
         answered[outcome.call.pairs[kept]] = True
     return outputs.view(batch, k, *row_shape), answered.view(batch, k)
 
@@ -360,7 +360,7 @@ def sum_gradients(
     total = torch.zeros(batch, *row_shape, dtype=dtype)
     for outcome in outcomes:
         if outcome.tensor is None: continue
-        if outcome.tensor.isfinite().all(): total.index_add_(0, outcome.call.rows, outcome.tensor)
+        if outcome.tensor.isfinite().all(): total.index_add_(0, outcome.call.rows, outcome.tensor.to(dtype))
         else:
             outcome.ok = [False] * len(outcome.ok)
             outcome.why = dict.fromkeys(outcome.call.uids, f'peer {outcome.call.peer_id} returned gradients that are not finite')

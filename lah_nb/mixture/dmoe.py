@@ -6,6 +6,7 @@
 __all__ = ['Timeout', 'TooFewExperts', 'DMoE']
 
 # %% ../../nbs/mixture/09_dmoe.ipynb #00000003
+import warnings
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -17,9 +18,10 @@ from torch import Tensor, nn
 from ..errors import LahError
 from .dispatch import Ask, Call, Outcome, gather_outputs, group_pairs, keep_pairs, make_calls, stand_ins, sum_gradients
 from .gating import Balance, Gate, mix, mix_gradient, mixing_weights, score_of, search, search_path
+from .rows import Memory, as_if_alone, check_rows, check_scores, in_backward, in_checkpoint, linear_dtype, rows_at_once
 from .stats import Dispatch, Stats
 from .trace import recorder, span
-from ..network.wire import CODECS, DTYPE_NAMES, Spec
+from ..network.wire import CODECS, DTYPE_NAMES, DTYPES, Spec
 
 # %% ../../nbs/mixture/09_dmoe.ipynb #00000006
 @dataclass(frozen=True)
@@ -67,7 +69,9 @@ class DMoE(nn.Module):
         self.balance = Balance(grid, rate=0.02 if balance is True else float(balance)) if balance else None
         self.stats = Stats()
         self.expert_rate = 1.  # of the experts' learning rate; what a trainer's schedule says
+        self.loss_scale = None  # of mixed precision: a `GradScaler`'s `get_scale`, so that experts get gradients as they are
         self.report = None  # the `Dispatch` that began last in this copy of the layer
+        self._memory = Memory()
 
     @property
     def last(self) -> Dispatch | None:
@@ -93,42 +97,83 @@ def _check_options(k: int, k_min: int, compression: str, route: str):
 @patch
 def forward(self: DMoE, x: Tensor) -> Tensor:  # (batch, ..., in_dim) -> the same shape
     "The mixed outputs of each row's experts; raises `TooFewExperts`"
-    if x.shape[-1] != self.in_dim or x.dim() < 2:
-        raise LahError(f'this layer takes (batch, ..., {self.in_dim}), got {tuple(x.shape)}', see='shape')
-    rows = x.reshape(-1, self.in_dim) if self.route == 'token' else x
-    if not len(rows): return x
+    return (_uncompiled if torch.compiler.is_compiling() else _forward)(self, x)
+
+def _forward(layer: DMoE, x: Tensor) -> Tensor:
+    check_rows(x, layer.in_dim)
+    rows, dtype = x.reshape(-1, layer.in_dim) if layer.route == 'token' else x, linear_dtype(x)
+    if not len(rows): return x.to(dtype)
+    most = rows_at_once(rows.shape[1:], layer.k)
+    if again := in_backward(): report = None  # a recomputation reports nothing
+    else: layer.stats.last = layer.report = report = Dispatch(rows=len(rows))
+    parts, chosen = [rows] if len(rows) <= most else rows.split(most), set()
+    with as_if_alone(): ys = [_mixed(layer, part, None if again else (report, chosen), dtype) for part in parts]
+    return (ys[0] if len(ys) == 1 else torch.cat(ys)).view(x.shape)
+
+_uncompiled = torch._disable_dynamo(_forward)
+
+# %% ../../nbs/mixture/09_dmoe.ipynb #00000036
+def _mixed(layer: DMoE, rows: Tensor, about: tuple | None, dtype: torch.dtype) -> Tensor:  # about: report and uids chosen; None: asked again
     features = rows if rows.dim() == 2 else rows.flatten(1, -2).mean(1)  # (batch, in_dim)
-    scores = self.gate(features)
-    exchange = _Exchange(self, rows.detach(), scores)
-    self.stats.last = self.report = exchange.report
-    with span('experts, forward', detail=self.uid_prefix, into=exchange.spans): _send_forward(exchange)
+    scores = layer.gate(features)
+    exchange = layer._memory.find(rows.detach().cpu()) if about is None else _dispatch(layer, rows.detach(), scores, *about)
     logits = score_of(scores, exchange.cells.clamp(min=0).to(scores[0].device))  # (batch, k)
-    return _Mixture.apply(rows, logits, exchange).view(x.shape)
+    if layer.training and torch.is_grad_enabled() and not (rows.requires_grad or logits.requires_grad): logits.requires_grad_()
+    return _Mixture.apply(rows, logits, exchange, dtype)
+
+def _dispatch(layer: DMoE, rows: Tensor, scores: Sequence[Tensor], report: Dispatch, chosen: set[str]) -> '_Exchange':
+    "Send rows, and remember that they were sent"
+    exchange = _Exchange(layer, rows, scores, report, chosen)
+    check_scores(exchange.chooser.scores, exchange.rows)
+    with span('experts, forward', detail=layer.uid_prefix, into=exchange.spans): _send_forward(exchange)
+    if torch.is_grad_enabled(): layer._memory.keep(exchange)
+    elif layer.training and in_checkpoint(): layer._memory.keep(exchange, hold=True)
+    return exchange
 
 # %% ../../nbs/mixture/09_dmoe.ipynb #00000008
 class _Mixture(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, rows, logits, exchange):
-        weights = mixing_weights(logits.detach().cpu(), exchange.answered)  # (batch, k)
-        ctx.exchange, ctx.weights = exchange, weights
-        ctx.device = rows.device
-        return mix(exchange.outputs, weights).to(rows.device)
+    def forward(ctx, rows, logits, exchange, dtype):
+        to_logits, logits = (logits.device, logits.dtype), logits.detach().to('cpu', exchange.outputs.dtype)
+        ctx.exchange, ctx.weights = exchange, mixing_weights(logits, exchange.answered)  # (batch, k)
+        ctx.to_rows, ctx.to_logits = (rows.device, rows.dtype), to_logits
+        ctx.half = dtype == torch.float16 != rows.dtype
+        return mix(exchange.outputs, ctx.weights).to(rows.device, dtype)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx, grad):
-        grad, exchange = grad.detach().cpu(), ctx.exchange
-        to_logits = mix_gradient(grad, exchange.outputs, ctx.weights)
-        with span('experts, backward', detail=exchange.layer.uid_prefix, into=exchange.spans):
-            to_rows = _send_backward(exchange, grad, ctx.weights)
-        return to_rows.to(ctx.device), to_logits.to(ctx.device), None
+        if torch.is_grad_enabled():
+            raise LahError('experts give no second derivative (they have taken their step by then): create_graph=True, '
+                           'gradient penalties and Hessians need the experts in this process', see='traced')
+        exchange = ctx.exchange
+        with as_if_alone():
+            grad = grad.detach().to('cpu', exchange.outputs.dtype)
+            to_logits = mix_gradient(grad, exchange.outputs, ctx.weights)
+            with span('experts, backward', detail=exchange.layer.uid_prefix, into=exchange.spans):
+                to_rows = _unscaled(exchange, grad, ctx.weights, ctx.half)
+        return to_rows.to(*ctx.to_rows), to_logits.to(*ctx.to_logits), None, None
+
+def _unscaled(exchange: '_Exchange', grad: Tensor, weights: Tensor, half: bool) -> Tensor:
+    "`_send_backward`, with gradients of the loss itself"
+    scale = exchange.layer.loss_scale
+    if scale is None:
+        if half: _warn_of_scaling(exchange.layer)
+        return _send_backward(exchange, grad, weights)
+    scale = float(scale() if callable(scale) else scale)
+    return _send_backward(exchange, grad / scale, weights) * scale
+
+def _warn_of_scaling(layer: DMoE):
+    if layer.__dict__.setdefault('_warned_of_scaling', False): return
+    layer._warned_of_scaling = True
+    warnings.warn('float16 autocast usually comes with a GradScaler: if yours scales the loss, say so to the layer '
+                  '(layer.loss_scale = scaler.get_scale), or its experts get gradients that are scaled', stacklevel=2)
 
 # %% ../../nbs/mixture/09_dmoe.ipynb #0000000a
 class _Chooser:
     "Living experts for the rows of one batch"
     def __init__(self, layer: DMoE, scores: Sequence[Tensor], spans: list | None):
         self.layer, self.spans = layer, spans
-        self.scores = [s.detach().cpu() for s in scores]  # of each dimension: (batch, size)
+        self.scores = [s.detach().to('cpu', torch.promote_types(s.dtype, torch.float32)) for s in scores]  # of each dimension: (batch, size)
         self.dead = set()  # uids that failed this batch
 
     def choose(
@@ -163,16 +208,16 @@ def _uid(layer: DMoE, cell: Sequence[int]) -> str: return '.'.join([layer.uid_pr
 # %% ../../nbs/mixture/09_dmoe.ipynb #00000029
 class _Exchange:
     "One batch between its forward and its backward"
-    def __init__(self, layer: DMoE, rows: Tensor, scores: Sequence[Tensor]):
+    def __init__(self, layer: DMoE, rows: Tensor, scores: Sequence[Tensor], report: Dispatch, chosen: set[str]):
         self.layer, self.rows = layer, rows.cpu()
         batch = len(rows)
         self.clock, self.rng = layer.swarm.roster.clock, layer.swarm.roster.rng
-        self.seed, self.start = self.rng.getrandbits(31), self.clock()
-        self.report, self.spans = Dispatch(rows=batch), recorder()
+        self.seed, self.start = self.rng.getrandbits(31) if layer.training else None, self.clock()
+        self.report, self.chosen, self.spans = report, chosen, recorder()
         self.chooser = _Chooser(layer, scores, self.spans)
         self.cells = torch.full((batch, layer.k, len(layer.grid)), -1)
         self.answered = torch.zeros(batch, layer.k, dtype=torch.bool)
-        self.outputs = torch.zeros(batch, layer.k, *self.row, dtype=rows.dtype)
+        self.outputs = torch.zeros(batch, layer.k, *self.row, dtype=torch.promote_types(rows.dtype, torch.float32))
         self.calls = []  # what was answered: (row, expert) pairs by peer
         self.updates = {}  # (peer, uid) -> its optimizer's steps when it answered
 
@@ -201,12 +246,20 @@ def _plan(exchange: _Exchange, which: Tensor) -> list[Call]:
         uid, found = roster.route(layer.uid_prefix, layer.grid, exchange.row, code)
         uids.append(uid)
         hosts.append(exchange.rng.choice(found) if len(found) > 1 else next(iter(found), None))
-    exchange.report.experts += len(uids)
+    exchange.chosen.update(uids)
+    exchange.report.experts = len(exchange.chosen)
     return group_pairs(experts, layer.k, uids, hosts)
 
+def _dtype_of(exchange: _Exchange, call: Call) -> torch.dtype:
+    "What the experts of a call compute in"
+    hosts = exchange.layer.swarm.roster.hosts_of(call.uids[0])
+    named = next((DTYPES.get(host.schema.dtype) for host in hosts if host.peer_id == call.peer_id), None)
+    return named if named is not None and named.is_floating_point else torch.float32
+
 def _forward_ask(exchange: _Exchange, call: Call) -> Ask:
-    answer = Spec(DTYPE_NAMES[exchange.rows.dtype], (len(call.pairs), *exchange.row))
-    return Ask(call, 'call.forward', call.meta(exchange.seed), [exchange.rows[call.rows], call.index], answer)
+    rows = exchange.rows[call.rows].to(_dtype_of(exchange, call))
+    answer = Spec(DTYPE_NAMES[rows.dtype], (len(call.pairs), *exchange.row))
+    return Ask(call, 'call.forward', call.meta(exchange.seed), [rows, call.index], answer)
 
 def _hedge(exchange: _Exchange, call: Call) -> list[Ask]:
     "What to ask of other hosts of a call's experts"
@@ -231,7 +284,7 @@ def _make_forward_calls(exchange: _Exchange, calls: list[Call], which: Tensor):
         return bool((have >= need).all())
     asks = [_forward_ask(exchange, call) for call in calls]
     outcomes = _call_all(exchange, asks, max(exchange.left, 0.1), enough, lambda call: _hedge(exchange, call))
-    outputs, answered = gather_outputs(outcomes, batch, k, exchange.row, exchange.rows.dtype)
+    outputs, answered = gather_outputs(outcomes, batch, k, exchange.row, exchange.outputs.dtype)
     exchange.chooser.dead.update(_count(exchange, outcomes))
     # rows that choose again start from nothing: their earlier answers were too few
     exchange.outputs[which], exchange.answered[which] = outputs[which], answered[which]
@@ -297,11 +350,12 @@ def _send_forward(exchange: _Exchange):
 def _take_stock(exchange: _Exchange):
     "Tell the report, the layer's totals and its balance what was served"
     layer, report = exchange.layer, exchange.report
-    report.answered = int(exchange.answered.sum())
-    report.seconds = exchange.clock() - exchange.start
+    seconds = exchange.clock() - exchange.start
+    report.answered += int(exchange.answered.sum())
+    report.seconds += seconds
     served = Counter()
     for call in exchange.calls: served.update(dict(zip(call.uids, call.counts)))
-    layer.stats.add(served, dispatches=1, rows=report.rows, forward_seconds=report.seconds)
+    layer.stats.add(served, dispatches=1, rows=len(exchange.rows), forward_seconds=seconds)
     if layer.balance is not None and layer.training:
         alive = layer.swarm.roster.living_cells(layer.uid_prefix, layer.grid)
         layer.balance.served(exchange.cells[exchange.answered], alive)
@@ -311,8 +365,8 @@ def _explain(exchange: _Exchange, lacking: int) -> str:
     "The text of `TooFewExperts`: how many rows, who failed and why, and what to do"
     layer, report = exchange.layer, exchange.report
     roster = layer.swarm.roster
-    parts = [f'{lacking} of {report.rows} rows got fewer than k_min={layer.k_min} answers '
-             f'from the experts {layer.uid_prefix}.* within {report.seconds:.1f} s']
+    parts = [f'{lacking} of {len(exchange.rows)} rows got fewer than k_min={layer.k_min} answers '
+             f'from the experts {layer.uid_prefix}.* within {exchange.clock() - exchange.start:.1f} s']
     parts += list(dict.fromkeys(report.failed.values()))[:3]
     parts += [f'peer {peer} is benched: {benched.why}' for peer, benched in list(roster.benched.items())[:3]]
     alive = len(roster.living_cells(layer.uid_prefix, layer.grid))
@@ -323,8 +377,9 @@ def _explain(exchange: _Exchange, lacking: int) -> str:
 
 # %% ../../nbs/mixture/09_dmoe.ipynb #00000010
 def _backward_ask(exchange: _Exchange, call: Call, grad: Tensor, weights: Tensor) -> Ask:
-    tensors = [exchange.rows[call.rows], call.index, grad[call.rows], weights[call.pairs]]
-    answer = Spec(DTYPE_NAMES[exchange.rows.dtype], (len(call.rows), *exchange.row))
+    dtype = _dtype_of(exchange, call)
+    tensors = [exchange.rows[call.rows].to(dtype), call.index, grad[call.rows].to(dtype), weights[call.pairs]]
+    answer = Spec(DTYPE_NAMES[dtype], (len(call.rows), *exchange.row))
     meta = call.meta(exchange.seed, exchange.rng.randbytes(16), exchange.layer.expert_rate)
     return Ask(call, 'call.backward', meta, tensors, answer)
 
@@ -357,11 +412,12 @@ def _send_backward(
         return bool((have | ~due).all())
     asks = [_backward_ask(exchange, call, grad, flat) for call in exchange.calls]
     outcomes = _call_all(exchange, asks, layer.timeout.backward, enough)
-    total = sum_gradients(outcomes, batch, exchange.row, exchange.rows.dtype)
+    total = sum_gradients(outcomes, batch, exchange.row, exchange.outputs.dtype)
     _count(exchange, outcomes)
     exchange.report.expert_staleness = _staleness(exchange, outcomes)
-    exchange.report.backward_seconds = exchange.clock() - start
-    layer.stats.add(backward_seconds=exchange.report.backward_seconds)
+    seconds = exchange.clock() - start
+    exchange.report.backward_seconds = (exchange.report.backward_seconds or 0.) + seconds
+    layer.stats.add(backward_seconds=seconds)
     return total
 
 # %% ../../nbs/mixture/09_dmoe.ipynb #00000012

@@ -5,13 +5,14 @@
 # %% auto #0
 __all__ = ['MAX_UIDS', 'EXPERTS', 'OPTIMIZERS', 'BETAS', 'ExpertError', 'BadGradient', 'split_uid', 'parse_uids', 'Schema',
            'ExpertClass', 'register_expert', 'FeedForward', 'TransformerLayer', 'Nop', 'expert_schema',
-           'load_expert_file', 'Expert', 'expert_path', 'save_expert', 'load_expert']
+           'load_expert_file', 'Learning', 'check_device', 'Expert', 'expert_path', 'save_expert', 'load_expert']
 
 # %% ../../nbs/mixture/01_experts.ipynb #00000003
-import importlib.util, math, os, re, sys, threading, zlib
+import importlib.util, json, math, os, re, sys, threading, zlib
 from collections.abc import Callable
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from functools import lru_cache
 from itertools import product
 from pathlib import Path
 
@@ -255,6 +256,53 @@ def _optimize(
     more = dict(amsgrad=name == 'amsgrad', beta1=betas[0], beta2=betas[1], eps=1e-8)
     adam([flat], [grad], first, second, largest[0] if largest else [], step, **more, **common)
 
+# %% ../../nbs/mixture/01_experts.ipynb #00000043
+@dataclass(frozen=True)
+class Learning:
+    "What a peer's owner says about how its experts learn"
+    warmup: int = 0  # steps of the expert in which its rate rises
+    total_steps: int | None = None  # after which the rate has fallen along a cosine; None: it stays
+    final: float = 0.1  # what is left of it then
+    weight_decay: float = 0.  # of all weights, in each step times the rate (as AdamW has it)
+    follow: bool = True  # trainers may lower the rate by their own schedule; never raise it
+
+    def __post_init__(self):
+        fits = self.warmup >= 0 and (self.total_steps is None or self.total_steps > self.warmup)
+        if not fits or not 0 <= self.final <= 1 or not 0 <= self.weight_decay < 1:
+            raise ExpertError(f'{self} cannot be: the rate rises for `warmup` steps of `total_steps`, '
+                              'and the part that is left, and the decay, are between 0 and 1', see='options')
+
+    def options(self) -> list[str]:
+        "The same for `lah-nb peer`"
+        total = ['--total-steps', str(self.total_steps)] if self.total_steps is not None else []
+        return ['--warmup', str(self.warmup), *total, '--final-rate', str(self.final), '--weight-decay', str(self.weight_decay),
+                *([] if self.follow else ['--own-rate'])]
+
+    def rate(
+        self,
+        step: int,  # steps taken so far
+    ) -> float:
+        "The part of the learning rate that is due"
+        rising = min(1., (step + 1) / self.warmup) if self.warmup else 1.
+        if self.total_steps is None: return rising
+        done = min(1., max(0, step - self.warmup) / (self.total_steps - self.warmup))
+        return rising * (self.final + (1 - self.final) * (1 + math.cos(math.pi * done)) / 2)
+
+# %% ../../nbs/mixture/01_experts.ipynb #00000046
+@lru_cache
+def check_device(
+    device: str,
+):
+    "Raise `ExpertError` at a device that torch does not have, or has and cannot compute on"
+    try:
+        x = torch.ones(2, 2, device=device, requires_grad=True)
+        (x @ x).relu().sum().backward()
+        if x.grad.sum().item() == 16.: return
+        why = 'it computes wrong numbers'
+    except (RuntimeError, AssertionError) as e: why = _in_a_line(e)
+    raise ExpertError(f'experts cannot run on the device {str(device)!r} ({why}): use another with --device, cpu for one, '
+                      'or a build of torch made for it', see='memory' if 'memory' in why else 'device')
+
 # %% ../../nbs/mixture/01_experts.ipynb #00000021
 _thread = threading.local()
 
@@ -285,6 +333,7 @@ class Expert:
         lr: float = 1e-3,
         betas: tuple[float, float] = BETAS,  # of Adam: how long it remembers gradients, and their squares
         clip: float = 1.0,  # the gradient's largest norm; `None` leaves it as it is
+        learning: Learning | None = None,  # None: that of its checkpoint, if there is one
         device: str = 'cpu',
         seed: int | None = None,  # of the first weights; by default the uid decides
     ):
@@ -295,7 +344,10 @@ class Expert:
         if optimizer not in OPTIMIZERS:
             raise ExpertError(f'no optimizer {optimizer!r}; '
                               f'choose one of {", ".join(OPTIMIZERS)}', see='options')
+        if clip is not None and not clip > 0: raise ExpertError(f'a norm of {clip} leaves no gradient: clip is above 0', see='options')
+        if str(device) != 'cpu': check_device(str(device))
         self.uid, self.clip = uid, clip
+        self.learning, self.told = learning or Learning(), learning is not None
         self.expert_cls, self.hidden_dim = expert_cls, hidden_dim
         if seed is None: seed = zlib.crc32(uid.encode())
         self.module, self.schema, self.together = _build(expert_cls, hidden_dim, seed)
@@ -307,6 +359,7 @@ class Expert:
         self.flat, self.grad = _flatten(self.parameters), None
         self.optimizer, self.lr = optimizer, lr
         self.betas = tuple(betas)
+        self.piece = 2048  # rows that are run at once: a larger batch in pieces, before one step
         self.moments = {}  # they come with the first step
         self.updates = self.refused = 0
         self.rows_forward = self.rows_backward = 0
@@ -340,13 +393,13 @@ def check(
 # %% ../../nbs/mixture/01_experts.ipynb #00000029
 @patch
 def _run(self: Expert, x: torch.Tensor, seed: int) -> torch.Tensor:
+    if self.module.training != (seed is not None): self.module.train(seed is not None)
     if self.together: return self.module(x)
-    self.module.train(seed is not None)
     with _seeded(seed or 0, self.device): return self.module(x)
 
 @patch
 def _merge(self: Expert, tensors: list[torch.Tensor]) -> torch.Tensor:
-    return (tensors[0] if len(tensors) == 1 else torch.cat(tensors)).to(self.device)
+    return _joined(tensors).to(self.device)
 
 @patch
 def forward_batch(
@@ -354,12 +407,24 @@ def forward_batch(
     parts: list[tuple],  # `(x, seed)` of each caller
 ) -> list[torch.Tensor]:
     "The outputs of all parts"
-    xs, rows = [x for x, _ in parts], [len(x) for x, _ in parts]
+    ys = [None] * len(parts)
     with torch.no_grad():
-        if self.together: ys = list(self.module(self._merge(xs)).cpu().split(rows))
-        else: ys = [self._run(x.to(self.device), seed).cpu() for x, seed in parts]
-    self.rows_forward += sum(rows)
+        for group in self._groups([seed for _, seed in parts]):
+            x, seed = self._merge([parts[i][0] for i in group]), parts[group[0]][1]
+            y = _joined([self._run(piece, seed).cpu() for piece in x.split(self.piece)])
+            for i, each in zip(group, y.split([len(parts[i][0]) for i in group])): ys[i] = each
+    self.rows_forward += sum(len(x) for x, _ in parts)
     return ys
+
+@patch
+def _groups(self: Expert, seeds: list[int | None]) -> list[list[int]]:  # numbers of parts
+    "Which callers' rows are run together: none with dropout, and none of a training with those of an evaluation"
+    if not self.together: return [[i] for i in range(len(seeds))]
+    groups = [i for i, seed in enumerate(seeds) if seed is not None], [i for i, seed in enumerate(seeds) if seed is None]
+    return [group for group in groups if group]
+
+def _joined(tensors: list[torch.Tensor]) -> torch.Tensor:
+    return tensors[0] if len(tensors) == 1 else torch.cat(tensors)
 
 @patch
 def forward(
@@ -387,9 +452,9 @@ def backward_batch(
     good = [i for i, result in enumerate(results) if result is None]
     self.refused += len(parts) - len(good)
     if not good: return results
-    groups = [good] if self.together else [[i] for i in good]
     self._zero_grad()
-    for group in groups:
+    for group in self._groups([parts[i][2] for i in good]):
+        group = [good[i] for i in group]
         for i, gx in zip(group, self._accumulate([parts[i] for i in group])): results[i] = gx
     if not self._step(_mean_rate([parts[i] for i in good])):
         self.refused += len(good)
@@ -411,13 +476,19 @@ def _zero_grad(self: Expert):
 def _accumulate(self: Expert, parts: list[tuple]) -> list[torch.Tensor]:
     "Add the gradients of `parts`, run as one batch, to the flat gradient; give those of the inputs"
     x, grad = self._merge([x for x, *_ in parts]).detach(), self._merge([grad for _, grad, *_ in parts])
+    pieces = zip(x.split(self.piece), grad.split(self.piece))
+    gx = _joined([self._backward_piece(*piece, parts[0][2]) for piece in pieces])
+    return list(gx.split([len(x) for x, *_ in parts]))
+
+@patch
+def _backward_piece(self: Expert, x: torch.Tensor, grad: torch.Tensor, seed: int | None) -> torch.Tensor:
+    x = x.detach()
     with torch.enable_grad():
         if x.is_floating_point(): x.requires_grad_()
-        y = self._run(x, parts[0][2])
+        y = self._run(x, seed)
         # the gradient of this product is `grad`; to hand that to `backward` imports a hundred modules of torch
         if y.requires_grad: (y.flatten() @ grad.to(y.dtype).flatten()).backward()
-    gx = torch.zeros_like(x, dtype=grad.dtype) if x.grad is None else x.grad
-    return list(gx.cpu().split([len(x) for x, *_ in parts]))
+    return torch.zeros_like(x, dtype=grad.dtype).cpu() if x.grad is None else x.grad.cpu()
 
 def _mean_rate(parts: list[tuple]) -> float:
     "What the callers ask of the learning rate, by their rows"
@@ -432,7 +503,9 @@ def _step(self: Expert, rate: float = 1.) -> bool:
     norm = float(torch.linalg.vector_norm(self.grad))
     if not math.isfinite(norm): return False
     if self.clip is not None and norm > self.clip: self.grad.mul_(self.clip / (norm + 1e-6))
-    if len(self.flat): _optimize(self.optimizer, self.flat, self.grad, self.moments, self.lr * rate, self.betas)
+    lr = self.lr * self.learning.rate(self.updates) * (rate if self.learning.follow else 1.)
+    if self.learning.weight_decay: self.flat.mul_(1 - lr * self.learning.weight_decay)
+    if len(self.flat): _optimize(self.optimizer, self.flat, self.grad, self.moments, lr, self.betas)
     self.updates += 1
     self.grad_norm += (norm - self.grad_norm) / min(self.updates, 100)
     return True
@@ -488,7 +561,7 @@ def expert_path(
 ) -> Path:
     "Where `save_expert` puts an expert"
     split_uid(uid)
-    return Path(folder) / f'{uid}.safetensors'
+    return Path(folder).expanduser() / f'{uid}.safetensors'
 
 def save_expert(
     expert: Expert,
@@ -498,6 +571,7 @@ def save_expert(
     path = expert_path(folder, expert.uid)
     path.parent.mkdir(parents=True, exist_ok=True)
     about = {key: str(getattr(expert, key)) for key in ('uid', 'expert_cls', 'hidden_dim', 'optimizer', 'updates')}
+    about['learning'] = json.dumps(asdict(expert.learning))
     part = path.with_name(f'.{path.name}.{os.getpid()}.part')
     try:
         part.write_bytes(save(expert.state(), metadata=about))
@@ -523,5 +597,9 @@ def load_expert(
     if found != own:
         raise ExpertError(f'{path} holds {found}, this peer hosts {expert.uid} as {own}; '
                           'move the file away or change the class', see='checkpoint')
+    try: learning = Learning(**json.loads(about.get('learning', '{}')))
+    except (ValueError, TypeError, ExpertError) as e:
+        raise ExpertError(f'{path} says in a form nobody can read how {expert.uid} learns ({e})', see='checkpoint') from e
     expert.load_state(tensors)
+    if not expert.told: expert.learning = learning
     return True

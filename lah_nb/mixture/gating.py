@@ -33,7 +33,8 @@ class Gate(nn.Module):
         self.linear = nn.Linear(in_dim, sum(self.grid))
 
     def forward(self, x: Tensor) -> list[Tensor]:  # x: (batch, in_dim) -> one (batch, size) for each dimension
-        return list(self.linear(x).split(self.grid, dim=-1))
+        with torch.autocast(x.device.type, enabled=False):  # a choice between close scores needs all their digits
+            return list(self.linear(x.to(self.linear.weight.dtype)).split(self.grid, dim=-1))
 
 # %% ../../nbs/mixture/03_gating.ipynb #00000018
 def score_of(
@@ -188,11 +189,20 @@ class Balance(nn.Module):
             if prefixes * size > 1 << 22:
                 raise GridError(f'a grid of {self.grid} has too many cells to balance; '
                                 'pass balance=False', see='uids')
-            self.register_buffer(f'bias{level}', torch.zeros(prefixes, size))
-            self.register_buffer(f'load{level}', torch.zeros(prefixes, size), persistent=False)
+            zeros = lambda: torch.zeros(prefixes, size, dtype=torch.float32, device='cpu')
+            self.register_buffer(f'bias{level}', zeros())
+            self.register_buffer(f'load{level}', zeros(), persistent=False)
             prefixes *= size
 
     def __deepcopy__(self, memo): return self  # one balance for all batches in flight
+    def __getstate__(self): return {name: value for name, value in super().__getstate__().items() if name != '_lock'}
+
+    def __setstate__(self, state):
+        super().__setstate__(state)
+        self._lock = threading.Lock()
+
+    # `.cuda()` or `.half()` of a model leaves it alone: choices are made on the CPU, by float32
+    def _apply(self, fn, recurse=True): return self
 
     @property
     def biases(self) -> list[Tensor]: return [getattr(self, f'bias{level}') for level in range(len(self.grid))]

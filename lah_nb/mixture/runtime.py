@@ -110,7 +110,7 @@ class Runtime:
     def __init__(
         self,
         experts: dict[str, Expert],  # uid -> expert; may grow and shrink while running
-        *, max_batch_size: int = 2048,  # rows of one expert in one batch
+        *, max_batch_size: int = 2048,  # rows of one expert in one batch; one caller's are never divided
         max_step_rows: int = 16,  # rows of several callers in one optimizer step; one caller's are never divided
         max_queued_rows: int = 65_536,  # beyond this `submit` raises `Overloaded`
         execute: Callable | None = None,  # async, `await execute(fn)` gives `fn()`; by default a thread of its own
@@ -176,7 +176,7 @@ async def submit(
         try: waiting.append(self._part(call, i, kind, uid, x, grad, seed, *rate))
         except ExpertError as e: call.results[i] = e
     rows = sum(len(part.x) for part in waiting)
-    if self.queued_rows + rows > self.max_queued_rows:
+    if self.queued_rows and self.queued_rows + rows > self.max_queued_rows:  # what comes first is taken, whatever its size
         raise Overloaded(f'{self.queued_rows} rows wait already, '
                          f'{rows} more exceed {self.max_queued_rows}; try another peer')
     if not waiting: return call.results
@@ -216,9 +216,6 @@ def _part(
     if kind == 'backward' and grad is None:
         raise ExpertError(f'a backward of {uid} needs the gradient of its output')
     self.experts[uid].check(x, grad if kind == 'backward' else None)
-    if len(x) > self.max_batch_size:
-        raise ExpertError(f'{uid} takes {self.max_batch_size} rows at once, '
-                          f'got {len(x)}; send them in several calls')
     self._arrivals += 1
     return _Part(self._arrivals, call, i, (uid, kind), x, grad, seed, rate)
 

@@ -35,7 +35,8 @@ def check_call(
     "Refuse what cannot be computed"
     uids = field(meta, 'uids', list, of=str, most=MAX_CALLED)
     counts = field(meta, 'counts', list, of=int, most=MAX_CALLED)
-    field(meta, 'seed', int), field(meta, 'id', bytes, most=32)
+    if meta.get('seed', 0) is not None: field(meta, 'seed', int)  # None: evaluation, without dropout
+    field(meta, 'id', bytes, most=32)
     rate = field({'rate': 1., **meta}, 'rate', (int, float))  # of the experts' learning rate
     if not 0 < rate <= 1: raise WireError(f'a call asks for a rate of {rate}: it is above 0 and at most 1')
     each_once = uids and len(set(uids)) == len(uids) == len(counts)
@@ -77,7 +78,7 @@ class Server:
         self.network, self.dht = network, dht
         self.experts = {expert.uid: expert for expert in experts}
         self.runtime = runtime or Runtime(self.experts)
-        self.checkpoint_dir, self.save_every = checkpoint_dir, save_every
+        self.checkpoint_dir, self.save_every = checkpoint_dir and os.path.expanduser(checkpoint_dir), save_every
         self.started = 0.  # on trio's clock
         self._done = OrderedDict()  # (peer id, call's id) -> the answer to a backward that was applied
         self._working = {}  # (peer id, call's id) -> what is set when it is
@@ -110,7 +111,8 @@ class Server:
         if scale is not None: spread[1] = spread[1] * scale.view(-1, *[1] * (spread[1].dim() - 1))
         xs = spread[0].split(counts)
         grads = spread[1].split(counts) if len(spread) == 2 else [None] * len(counts)
-        seed, rate = request.meta['seed'] & (2**31 - 1), float(request.meta.get('rate', 1.))
+        seed, rate = request.meta['seed'], float(request.meta.get('rate', 1.))
+        if seed is not None: seed &= 2**31 - 1
         parts = [(uid, x, grad, seed, rate) for uid, x, grad in zip(request.meta['uids'], xs, grads)]
         spent = {}
         return await self.runtime.submit(kind, parts, request.deadline, spent), spent

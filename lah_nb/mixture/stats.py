@@ -51,6 +51,7 @@ class Stats:
         self._latencies = OrderedDict()  # peer id -> direction -> seconds
 
     def __deepcopy__(self, memo): return self
+    def __reduce__(self): return Stats, ()  # saved with its layer, it begins anew
 
     def add(self, served: dict[str, int] | None = None, **totals):
         "Add to the totals; `served`: rows by uid"

@@ -6,7 +6,7 @@
 __all__ = ['PortalClosed', 'unwrap', 'Portal', 'open_portal', 'close_portal']
 
 # %% ../../nbs/network/03_portal.ipynb #00000003
-import asyncio, atexit, concurrent.futures, threading
+import asyncio, atexit, concurrent.futures, os, threading
 from collections.abc import Awaitable, Callable
 
 import trio
@@ -29,11 +29,16 @@ class Portal:
     "A daemon thread that runs trio; `open_portal` shares one among all who need it"
     def __init__(self, name: str = 'lah-trio'):
         self._ready, self._stop = threading.Event(), None
-        self.users = 0
+        self.users, self._pid = 0, os.getpid()
         self.token = self.nursery = None
         self.thread = threading.Thread(target=trio.run, args=(self._main,), name=name, daemon=True)
         self.thread.start()
         self._ready.wait()
+
+    @property
+    def forked(self) -> bool:
+        "Is this a fork of the process that the thread runs in?"
+        return os.getpid() != self._pid
 
     async def _main(self):
         self._stop, self.token = trio.Event(), trio.lowlevel.current_trio_token()
@@ -44,6 +49,9 @@ class Portal:
 
     def submit(self, afn: Callable[..., Awaitable], *args) -> concurrent.futures.Future:
         "Start `afn(*args)` over there; the future's `scope` cancels it from here (see `Portal.cancel`)"
+        if self.forked:
+            raise PortalClosed(f'this swarm was opened in process {self._pid}, and this is a fork of it, where nothing answers. Use its layers '
+                               'in that process only (not in the workers of a DataLoader), or join the swarm again here', see='forked')
         future, scope = concurrent.futures.Future(), trio.CancelScope()
         future.scope = scope
         async def task():
@@ -100,6 +108,7 @@ async def arun(self: Portal, afn: Callable[..., Awaitable], *args):
 @patch
 def close(self: Portal, timeout: float = 5.) -> None:
     "End the thread and everything that runs in it"
+    if self.forked: return  # it runs on elsewhere
     try: self.token.run_sync_soon(self._stop.set)
     except trio.RunFinishedError: pass
     if threading.current_thread() is not self.thread: self.thread.join(timeout)

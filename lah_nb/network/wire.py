@@ -23,7 +23,7 @@ class WireError(LahError):
     "Bytes that are malformed, truncated, oversized, or that lie about themselves"
 
 # %% ../../nbs/network/01_wire.ipynb #00000008
-DTYPES = {'float32': torch.float32, 'float16': torch.float16, 'bfloat16': torch.bfloat16,
+DTYPES = {'float32': torch.float32, 'float64': torch.float64, 'float16': torch.float16, 'bfloat16': torch.bfloat16,
           'int64': torch.int64, 'int32': torch.int32, 'uint8': torch.uint8, 'bool': torch.bool}
 DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 CODECS = 'none', 'float16', 'bfloat16', 'blockwise8'

@@ -9,7 +9,9 @@ __all__ = ['SwarmError', 'LocalPeer']
 import json, os, re, subprocess, sys, threading, weakref
 from collections import deque
 from collections.abc import Sequence
+from pathlib import Path
 
+import lah_nb
 from fastcore.basics import patch
 
 from ..network.addresses import split_addr
@@ -96,10 +98,12 @@ def _reap(self: LocalPeer, timeout):
 # %% ../../nbs/swarm/04_children.ipynb #0000000e
 def _start_peer(options: Sequence[str], threads: int) -> subprocess.Popen:
     libraries = 'OMP_NUM_THREADS', 'MKL_NUM_THREADS', 'OPENBLAS_NUM_THREADS'
+    home = str(Path(lah_nb.__file__).resolve().parents[1])  # a clone that only `sys.path` leads to
+    paths = [path for path in (os.environ.get('PYTHONPATH'), home) if path]
     return subprocess.Popen(
         [sys.executable, '-m', 'lah_nb', 'peer', '--owned', *options],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors='replace',
-        env={**os.environ, 'PYTHONUNBUFFERED': '1', **dict.fromkeys(libraries, str(threads))},
+        env={**os.environ, 'PYTHONUNBUFFERED': '1', 'PYTHONPATH': os.pathsep.join(paths), **dict.fromkeys(libraries, str(threads))},
         # an interrupt of the cell is not theirs
         start_new_session=os.name == 'posix', creationflags=getattr(subprocess, 'CREATE_NEW_PROCESS_GROUP', 0))
 

@@ -18,7 +18,7 @@ from safetensors.torch import load, save
 from ..network.addresses import split_addr
 from ..network.dht import DHT
 from ..mixture.experts import (
-    EXPERTS, OPTIMIZERS, Expert, ExpertError, expert_schema, load_expert_file, parse_uids, split_uid)
+    EXPERTS, OPTIMIZERS, Expert, ExpertError, Learning, check_device, expert_schema, load_expert_file, parse_uids, split_uid)
 from ..network.calls import Network, load_identity
 from ..network.host import Host
 from ..network.board import Board
@@ -170,6 +170,8 @@ async def run_peer(
     relay: bool = False,  # pass on traffic for peers that nobody can dial
     optimizer: str = 'adam',
     lr: float = 1e-3,
+    learning: Learning | None = None,  # schedule and decay of its experts, and whether trainers may lower their rate
+    clip: float | None = 1.,  # largest norm of an expert's gradient
     checkpoint_dir: str | None = None,
     device: str = 'cpu',
     ready: Callable[[Server], None] = lambda server: None,  # called when it can serve
@@ -179,6 +181,7 @@ async def run_peer(
     if expert_file: load_expert_file(expert_file)
     schema = None
     if experts:  # complain before anything is started
+        check_device(device)
         most = len(parse_uids(experts))
         check_memory(min(most, num_experts or most), expert_cls, hidden_dim, optimizer, device)
         schema = expert_schema(expert_cls, hidden_dim)
@@ -192,7 +195,7 @@ async def run_peer(
         await nursery.start(dht.run)
         if seeds: await dht.join(seeds)
         uids = await claim(dht, experts, num_experts, schema=schema) if experts else []
-        make = lambda: [Expert(uid, expert_cls, hidden_dim, optimizer=optimizer, lr=lr, device=device) for uid in uids]
+        make = lambda: [Expert(uid, expert_cls, hidden_dim, optimizer=optimizer, lr=lr, learning=learning, clip=clip, device=device) for uid in uids]
         server = Server(host, dht, await trio.to_thread.run_sync(make), checkpoint_dir=checkpoint_dir)
         serve_states(server)
         grids = grid_entries(parse_uids(experts), expert_cls, hidden_dim) if experts else {}

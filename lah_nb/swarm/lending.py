@@ -17,7 +17,7 @@ from platformdirs import user_data_dir
 
 from ..network.dht import DHT
 from ..errors import LahError
-from ..mixture.experts import EXPERTS, Expert, ExpertError, expert_schema, load_expert_file, parse_uids
+from ..mixture.experts import EXPERTS, Expert, ExpertError, Learning, check_device, expert_schema, load_expert_file, parse_uids
 from lah_nb.swarm.hosting import (
     Grid, bytes_of, fetch_state, free_bytes, grid_entries, keep_told, peer_entries, read_grids, read_peers, read_seeds,
     serve_states)
@@ -54,7 +54,14 @@ def affordable(
     "So many experts fit, `number` at most"
     return min(number, int(share * free_bytes(device) / max(each, 1)))
 
-def pick_device() -> str: return 'cuda' if torch.cuda.is_available() else 'cpu'
+def pick_device() -> str:
+    "The accelerator, if there is one that computes"
+    if not torch.cuda.is_available(): return 'cpu'
+    try: check_device('cuda')
+    except ExpertError as error:
+        _log.warning('%s; this volunteer uses the cpu', error.text)
+        return 'cpu'
+    return 'cuda'
 
 # %% ../../nbs/swarm/03_lending.ipynb #0000000c
 def _lock(file):
@@ -283,6 +290,8 @@ async def lend(
     expert_file: str | None = None,  # a Python file that registers classes of experts
     optimizer: str = 'adam',
     lr: float = 1e-3,
+    learning: Learning | None = None,  # schedule and decay of its experts, and whether trainers may lower their rate
+    clip: float | None = 1.,  # largest norm of an expert's gradient
     checkpoint_dir: str | None = None,
     device: str | None = None,  # None: the accelerator, if there is one
     ready: Callable[[Server], None] = lambda server: None,
@@ -295,6 +304,7 @@ async def lend(
         raise LahError('a volunteer needs the address of a peer of the swarm: --join ADDR', see='joining')
     if expert_file: load_expert_file(expert_file)
     seeds, device = read_seeds(join), device or pick_device()
+    check_device(device)
     keys, lock = await trio.to_thread.run_sync(lambda: hold_identity(identity))
     host = Host(listen=listen, identity=keys, relay=relay, punch=bool(listen))
     answer_dial_back(host)
@@ -310,7 +320,7 @@ async def lend(
         nursery.start_soon(lender.places.run)
         uids = await lender.choose(num_experts or 16, prefix, optimizer)
         kind = lender.grid.expert_cls, lender.grid.hidden_dim
-        make = lambda: [Expert(uid, *kind, optimizer=optimizer, lr=lr, device=device) for uid in uids]
+        make = lambda: [Expert(uid, *kind, optimizer=optimizer, lr=lr, learning=learning, clip=clip, device=device) for uid in uids]
         experts = await trio.to_thread.run_sync(make)
         await lender.inherit(experts)
         server = Server(host, dht, experts, checkpoint_dir=checkpoint_dir)

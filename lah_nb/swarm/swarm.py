@@ -6,7 +6,7 @@
 __all__ = ['RemotePeer', 'Swarm']
 
 # %% ../../nbs/swarm/07_swarm.ipynb #00000003
-import atexit, os, time, weakref
+import ast, atexit, logging, os, sys, threading, time, weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -16,7 +16,7 @@ from fastcore.basics import patch
 from .children import LocalPeer, SwarmError
 from ..network.dht import DHT
 from ..errors import LahError
-from ..mixture.experts import parse_uids
+from ..mixture.experts import Learning, parse_uids
 from .hosting import Grid, read_grids, read_peers, read_seeds
 from .monitor import Monitor
 from ..network.host import Host, start_owned, stop_owned
@@ -38,6 +38,7 @@ class RemotePeer:
 
 # %% ../../nbs/swarm/07_swarm.ipynb #0000000a
 _swarms: weakref.WeakSet = weakref.WeakSet()
+_joining = threading.RLock()
 
 class Swarm:
     "A trainer's view of a swarm; made by `Swarm.local` or `Swarm.join`; a context manager"
@@ -72,6 +73,35 @@ class Swarm:
             task_status.started(self)
 
     def __deepcopy__(self, memo): return self  # copies of a model share the swarm
+    # saved with a model, or sent to another process
+    def __reduce__(self): return Swarm.later, (self.addrs if 'network' in vars(self) else self._join,)
+
+    @classmethod
+    def later(
+        cls,
+        addrs: Sequence[str],  # of peers to join through
+    ) -> 'Swarm':
+        "A swarm that is joined when it is first used"
+        swarm = cls.__new__(cls)
+        swarm.local_peers, swarm._join, swarm._closed = [], list(addrs), False
+        return swarm
+
+    def __getattr__(self, name):
+        "Only asked for what is not there: in a swarm from `later`, all that joining brings"
+        if name not in ('network', 'dht', 'roster', 'monitor', 'portal', 'views', '_view') or vars(self).get('_closed', True):
+            raise AttributeError(f'{type(self).__name__!r} has no {name!r}; is it closed?')
+        with _joining:
+            if name not in vars(self): self._join_now()
+        return vars(self)[name]
+
+    def _join_now(self):
+        before = dict(vars(self))
+        try: self.__init__(self._join)
+        except BaseException:  # to be tried again
+            vars(self).clear()
+            vars(self).update(before)
+            raise
+
     def __enter__(self) -> 'Swarm': return self
     def __exit__(self, *exc): self.close()
 
@@ -96,6 +126,8 @@ def start_peers(self: Swarm,
     hidden_dim: int = 64,
     optimizer: str = 'adam',
     lr: float = 1e-3,
+    learning: Learning | None = None,  # schedule and decay of the experts, and whether trainers may lower their rate
+    clip: float = 1.,  # largest norm of an expert's gradient
     checkpoint_dir: str | None = None,
     expert_file: str | None = None,  # a Python file that registers expert_cls
     device: str = 'cpu',
@@ -107,7 +139,8 @@ def start_peers(self: Swarm,
     if peers < 1 or not num_experts and peers > len(uids):
         raise SwarmError(f'{len(uids)} experts cannot be spread over {peers} peers', see='uids')
     options = ['--expert-cls', expert_cls, '--hidden-dim', str(hidden_dim),
-               '--optimizer', optimizer, '--lr', str(lr), '--device', device]
+               '--optimizer', optimizer, '--lr', str(lr), '--clip', str(clip), '--device', device]
+    if learning: options += learning.options()
     for addr in seeds[:3]: options += ['--join', addr]
     if checkpoint_dir: options += ['--checkpoint-dir', checkpoint_dir]
     if expert_file: options += ['--expert-file', expert_file]
@@ -133,13 +166,36 @@ def local(
     experts: str = 'ffn.[0:8].[0:8]',  # pattern of uids, spread evenly over the peers
     **options,  # of `start_peers`: expert_cls, hidden_dim, optimizer, lr, checkpoint_dir, expert_file, device, timeout
 ) -> Swarm:
-    "Start `peers` peers as child processes on this computer, and join them"
+    "Start `peers` peers as child processes on this computer, and join them; in a notebook, instead of those the variable held before"
+    execution = _close_overwritten()
     swarm = cls(listen=['/ip4/127.0.0.1/tcp/0'])
     try: swarm.start_peers(peers, experts, **options)
     except BaseException:
         swarm.close()
         raise
+    swarm.execution = execution
     return swarm
+
+def _close_overwritten() -> int | None:
+    "A cell is run again: close the local swarm that its variable still holds; gives the number of the cell's execution"
+    shell = sys.modules['IPython'].get_ipython() if 'IPython' in sys.modules else None
+    if shell is None: return None
+    frame = sys._getframe(1)
+    while frame is not None and frame.f_globals is not shell.user_ns: frame = frame.f_back
+    name = _assigned(shell.user_ns.get('In', [''])[-1], frame.f_lineno) if frame is not None else None
+    old = shell.user_ns.get(name)
+    if not isinstance(old, Swarm) or old._closed or getattr(old, 'execution', None) in (None, shell.execution_count): return shell.execution_count
+    logging.getLogger('lah_nb').warning('the local swarm that %s held before is closed', name)
+    old.close()
+    return shell.execution_count
+
+def _assigned(source: str, line: int) -> str | None:
+    "The one variable that the statement at a line of a cell is assigned to"
+    try: statements = ast.parse(source).body
+    except SyntaxError: return None  # a magic, for instance
+    for each in statements:
+        if isinstance(each, ast.Assign) and each.lineno <= line <= each.end_lineno and isinstance(each.targets[0], ast.Name): return each.targets[0].id
+    return None
 
 # %% ../../nbs/swarm/07_swarm.ipynb #0000000c
 @patch
@@ -147,6 +203,7 @@ def close(self: Swarm):
     "End the peers this swarm started, then its own part; a second call does nothing"
     if self._closed: return
     self._closed = True
+    if 'portal' not in vars(self) or self.portal.forked: return  # it was never joined, or its peers are another process's
     for view in list(self.views): view.stop()
     for peer in self.local_peers: peer.ask_to_stop()
     deadline = time.monotonic() + 8.
@@ -173,6 +230,7 @@ def peers(self: Swarm) -> list:
 @patch
 def __repr__(self: Swarm):
     if self._closed: return 'Swarm(closed)'
+    if 'dht' not in vars(self): return f'Swarm(joins through {next(iter(self._join), "nothing")} when it is first used)'
     local, alive = '', sum(p.alive for p in self.local_peers)
     if self.local_peers: local = f'{alive} of {len(self.local_peers)} local peers alive, '
     return f'Swarm({local}{len(self.dht.peers)} peers known, join through {next(iter(self.addrs), "nothing")})'

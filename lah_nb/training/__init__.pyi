@@ -3,12 +3,14 @@ from .data import (
     DataError as DataError,
     ImageData as ImageData,
     load_digits as load_digits,
+    load_images as load_images,
     load_mnist as load_mnist,
     load_text as load_text,
     load_wikitext2 as load_wikitext2,
     text_data as text_data,
     TextData as TextData,
 )
+from .handed import handed as handed
 from .models import (
     CausalTransformer as CausalTransformer,
     Classifier as Classifier,

@@ -19,11 +19,13 @@ from fastcore.basics import patch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
+from torch.optim.lr_scheduler import LRScheduler
 from tqdm.auto import tqdm
 
 from ..errors import LahError
 from ..mixture.trace import recording, span
 from .fitting import Conductor, History, Ledger, Plan, Stopwatch, TrainingError
+from .handed import handed
 from .flight import Pace, in_flight
 from .sharing import Sharing
 from .optim import adamw, cosine
@@ -54,6 +56,15 @@ def call_stats(model: nn.Module) -> dict:  # `calls`, `failed_calls`, `hedged_ca
     return totals | {'served': served}
 
 # %% ../../nbs/training/06_trainer.ipynb #0000000e
+def _check_scheduler(optimizer: torch.optim.Optimizer, schedule):
+    "Raise `TrainingError` at a scheduler of torch that would be overruled, or moves another optimizer"
+    if isinstance(schedule, LRScheduler):
+        if schedule.optimizer is optimizer: return
+        raise TrainingError("this scheduler moves another optimizer: give the trainer the scheduler's own", see='options')
+    if hasattr(optimizer.step, '_with_counter') or getattr(optimizer.step, '_wrapped_by_lr_sched', False):
+        raise TrainingError('this optimizer has a scheduler, and the trainer would overrule it: give it, too, '
+                            'as Trainer(model, optimizer, schedule=scheduler)', see='options')
+
 class Trainer:
     "Trains `model` with several batches in flight; interrupt it, call `fit` again, save and load it at will"
     def __init__(self,
@@ -64,7 +75,7 @@ class Trainer:
         in_flight: int | str = 'auto',  # batches at a time; 'auto': the fewest that keep the swarm busy
         lr: float = 1e-3,  # learning rate, if no optimizer is given
         clip: float = 1.0,  # largest norm of the gradient
-        schedule: Callable[[float], float] = cosine(0),  # multiplies all learning rates; from the progress of a fit, 0 to 1
+        schedule: Callable[[float], float] | LRScheduler = cosine(0),  # multiplies all learning rates; from the progress of a fit, 0 to 1
         warmup: int = 100,  # batches over which rates rise at first, if they are less than a twentieth of the fit
         retries: int = 8,  # failures on the swarm in a row that are borne before `fit` raises the last
         drain: float = 10.0,  # seconds that batches in flight may take to come home after an interrupt
@@ -78,6 +89,7 @@ class Trainer:
         self.clip, self.schedule, self.warmup = clip, schedule, warmup
         self.retries, self.drain = retries, drain
         self.seed, self.progress = seed, progress
+        _check_scheduler(self.optimizer, schedule)
         self.step = self.samples = 0  # batches and samples whose gradient has come home
         self.updates = 0  # steps of the optimizer
         self.ledger, self.plan = Ledger(), None
@@ -162,7 +174,8 @@ def _train_batch(self: Trainer, data, i: int, slot: int, over: threading.Event):
         ages = dict(staleness=self.updates - began['updates'], staleness_samples=self.samples - began['samples'])
         if self.pace: self._keep_pace()
         self._age += (self.step - began['batches'] - self._age) / 20
-        lr = self.optimizer.param_groups[0]['initial_lr'] * self._rate()
+        group = self.optimizer.param_groups[0]
+        lr = group['lr'] if isinstance(self.schedule, LRScheduler) else group['initial_lr'] * self._rate()
         self.step += 1
         self.samples += y.numel()
         self._failed_in_a_row = 0
@@ -199,6 +212,9 @@ def group(self: Trainer) -> int:
 @patch
 def _rate(self: Trainer) -> float:
     "The part of all learning rates that is due now, above 0 and at most 1"
+    if isinstance(self.schedule, LRScheduler):
+        group = self.optimizer.param_groups[0]
+        return min(1., group['lr'] / max(group.get('max_lr', group['initial_lr']), 1e-12))
     plan, rising = self.plan, min(self.warmup, self._expected() / 20)
     progress = plan.progress(self.step, self.seconds) if plan else 1.
     return min(1., (self.step + 1) / max(1, rising)) * self.schedule(progress)
@@ -223,12 +239,15 @@ def _step_trunk(self: Trainer):
     "One step of the optimizer for the gradients that wait"
     if not self._pending: return
     factor = self._rate() * self._pending ** (1 / 3)
-    for group in self.optimizer.param_groups: group['lr'] = group['initial_lr'] * factor
+    own = isinstance(self.schedule, LRScheduler)  # then it says the rates itself, once for each step of the optimizer
+    for group in self.optimizer.param_groups:
+        if not own: group['lr'] = group['initial_lr'] * factor
     for p in self.model.parameters():
         if p.grad is not None: p.grad /= self._pending
     with span('optimizer'):
         self.optimizer.step()
         self.optimizer.zero_grad()
+        if own and self.updates + 1 < getattr(self.schedule, 'total_steps', math.inf): self.schedule.step()
     self.updates += 1
     self._pending = 0
 
@@ -307,7 +326,7 @@ def _raise(self: Trainer, i: int, error: BaseException):
 # %% ../../nbs/training/06_trainer.ipynb #00000019
 @patch
 def fit(self: Trainer,
-    data,  # has `batch(i, size, seed=...)` and `batches_per_epoch(size)`, and `tests(size)` if it is to be evaluated
+    data,  # has `batch(i, size, seed=...)` and `batches_per_epoch(size)`, and `tests(size)` if it is to be evaluated; or see `handed`
     *,
     steps: int | None = None,
     epochs: float | None = None,
@@ -316,6 +335,8 @@ def fit(self: Trainer,
     on_step: Callable[[dict], None] | None = None,  # gets the row of each step
 ) -> pd.DataFrame:  # the whole history
     "Train; interrupt at will, and call it again to go on"
+    data = handed(data)
+    if not _check_extent(steps=steps, epochs=epochs, seconds=seconds, eval_every=eval_every): return self.history
     with self.conductor:
         try:
             whole = epochs or not (steps or seconds or self.plan)
@@ -328,6 +349,13 @@ def fit(self: Trainer,
             if not self.conductor.stopping: self.plan = None
         finally: self.watch.stop()
     return self.history
+
+def _check_extent(**extent) -> bool:
+    "Whether there is anything to do; raises `TrainingError` at what cannot be"
+    for name, n in extent.items():
+        if n is not None and not 0 <= n < math.inf:
+            raise TrainingError(f'a fit cannot have {name}={n}: give a number above 0', see='options')
+    return not any(extent[name] == 0 for name in ('steps', 'epochs', 'seconds'))
 
 @patch
 def _bar(self: Trainer) -> tqdm:
@@ -386,31 +414,36 @@ class _Score:
         self.right += right
         self.targets += targets
 
-    def result(self, own_loss: bool) -> dict:
+    def result(self, own_loss: bool, of_numbers: bool = False) -> dict:
         loss, targets = self.loss / max(1, self.targets), max(1, self.targets)
+        if of_numbers: return dict(loss=loss)
         if own_loss: return dict(loss=loss, perplexity=math.exp(min(loss, 100)))
         return dict(loss=loss, accuracy=self.right / targets)
+
+def _targets(y: torch.Tensor) -> int:
+    "Those that count: classes from 0 on, and every number of a regression"
+    return y.numel() if y.is_floating_point() else int((y >= 0).sum())
 
 def _test_batch(model: nn.Module, x: torch.Tensor, y: torch.Tensor, tries: int = 3) -> tuple[float, int, int]:
     "Loss, right predictions and targets of a batch; failures of the swarm are borne"
     for attempt in range(tries):
         try:
             with torch.no_grad(): loss, right = objective(model, x, y)
-            return loss.item(), right, int((y >= 0).sum())
+            return loss.item(), right, _targets(y)
         except LahError:
             if attempt == tries - 1: raise
 
 # %% ../../nbs/training/06_trainer.ipynb #0000003a
 @patch
 def evaluate(self: Trainer,
-    data,  # its `tests(size)` are gone through, or it is a list of such batches
+    data,  # its `tests(size)` are gone through, or it is a list of such batches, or see `handed`
     *,
     batch_size: int | None = None,  # rows in a batch; twice the training's unless told
     progress: bool | None = None,  # show a bar
     **tests,  # more arguments for `data.tests`
 ) -> dict:  # `loss`, and `accuracy` or `perplexity`
     "How well the model does on the test set"
-    batches = data if isinstance(data, list) else data.tests(batch_size or 2 * self.batch_size, **tests)
+    batches = data if isinstance(data, list) else handed(data).tests(batch_size or 2 * self.batch_size, **tests)
     pace = Pace(self.in_flight) if self.pace else None
     limit = (lambda: pace.n) if pace else self.in_flight
     numbers, lock = iter(range(len(batches))), threading.Lock()
@@ -435,7 +468,8 @@ def evaluate(self: Trainer,
         raise
     finally:  # `time_spent` is about training
         self._stats_before['forward_seconds'] += call_stats(self.model)['forward_seconds'] - away
-    return score.result(own_loss=hasattr(self.model, 'loss'))
+    of_numbers = bool(batches) and batches[0][1].is_floating_point()  # a regression
+    return score.result(hasattr(self.model, 'loss'), of_numbers)
 
 # %% ../../nbs/training/06_trainer.ipynb #00000025
 @patch
@@ -515,7 +549,7 @@ def save(self: Trainer,
     path: Path | str,  # a file, replaced if it is there
 ) -> Path:
     "Write all that is needed to go on in another process"
-    path = Path(path)
+    path = Path(path).expanduser()
     with self._lock:
         self._step_trunk()
         state = self.optimizer.state_dict()
@@ -533,6 +567,7 @@ def save(self: Trainer,
 
 # %% ../../nbs/training/06_trainer.ipynb #0000002a
 def _read_checkpoint(path: Path | str) -> tuple[dict, dict[str, torch.Tensor]]:
+    path = Path(path).expanduser()
     try:
         with safe_open(path, 'pt') as f:
             about = json.loads((f.metadata() or {})['lah_nb.trainer'])

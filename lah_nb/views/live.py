@@ -10,6 +10,7 @@ import base64, html, logging, threading, weakref
 from collections.abc import Callable
 from pathlib import Path
 
+from anywidget import AnyWidget
 from IPython import get_ipython
 from IPython.display import display
 
@@ -81,7 +82,8 @@ class Shown:
             self.tick()
             return display(self._still(), raw=True)
         self.start()
-        shown = display({**self._still(), **_widget_data(self)}, raw=True, display_id=True)
+        data, about = AnyWidget._repr_mimebundle_(self)  # in Colab it says where the manager of widgets is, without which nothing is drawn
+        shown = display({**data, **self._still()}, metadata=about, raw=True, display_id=True)
         kept = display({'text/html': KEPT % self.still()}, raw=True, display_id=True)
         self._outputs.append((shown, kept))
 
@@ -96,10 +98,6 @@ class Shown:
         for shown, kept in outputs:
             shown.update(self._still(), raw=True)
             kept.update({'text/html': ''}, raw=True)
-
-def _widget_data(widget) -> dict:
-    model = {'version_major': 2, 'version_minor': 0, 'model_id': widget.model_id}
-    return {'application/vnd.jupyter.widget-view+json': model}
 
 # %% ../../nbs/views/05_live.ipynb #0000000c
 def curve_svg(

@@ -303,6 +303,12 @@ def tick(self: VolunteerView):
     self.pause_button.disabled = self.leave_button.disabled = not self.volunteer.alive
 
 # %% ../../nbs/views/08_panels.ipynb #00000012
+def _pages(parts: dict[str, W.Widget]) -> W.VBox:
+    "One of several parts at a time; an `Accordion` or a `Tab` does not open in Colab"
+    choice, page = W.ToggleButtons(options=list(parts)), W.VBox([next(iter(parts.values()))])
+    choice.observe(lambda change: setattr(page, 'children', [parts[change['new']]]), 'value')
+    return W.VBox([choice, page])
+
 class Dashboard(Shown, W.VBox):
     "The swarm, the training, its peers and experts in one place"
     def __init__(
@@ -315,9 +321,7 @@ class Dashboard(Shown, W.VBox):
         self.swarm, self.view = swarm, swarm.view()
         self.training = TrainingView(trainer, data, **fit) if trainer is not None else None
         self.peers, self.expert = PeerPanel(swarm), ExpertView(swarm.monitor)
-        more = W.Accordion([self.peers, self.expert], selected_index=0)
-        more.set_title(0, 'Peers')
-        more.set_title(1, 'One expert')
+        more = _pages({'Peers': self.peers, 'One expert': self.expert})
         swarm.views.add(self)
         super().__init__([*self._pictures, more])
 

@@ -77,7 +77,7 @@ def one_paragraph(said: str, see: str, *words: str):
     (['peer', '--identity', os.curdir], 'identity', ['cannot keep the identity']), (['peer', '--experts', 'ffn.[3:1]'], 'uids', ['holds no expert']),
     (['peer', '--experts', 'ffn.0', '--expert-cls', 'nonesuch'], 'expert-class', ['nonesuch', '--expert-file']), (['peer', '--experts', 'ffn.0', '--expert-file', 'missing.py'], 'expert-class', ['no Python file']),
     (['peer', '--experts', 'ffn.0', '--expert-file', str(ROOT / 'LICENSE')], 'expert-class', ['no Python file']), (['peer', '--experts', 'ffn.0', '--hidden-dim', '200000'], 'memory', ['MiB are free', '--num-experts']),
-    (['peer', '--experts', 'ffn.0', '--hidden-dim', '16', '--device', 'nonesuch'], 'device', ['cannot be put on the device']), (['peer', '--volunteer'], 'joining', ['--join ADDR']),
+    (['peer', '--experts', 'ffn.0', '--hidden-dim', '16', '--device', 'nonesuch'], 'device', ['cannot run on the device']), (['peer', '--volunteer'], 'joining', ['--join ADDR']),
     (['peer', '--experts', 'ffn.0', '--hidden-dim', '16', '--checkpoint-dir', __file__], 'checkpoint', ['cannot be saved', '--checkpoint-dir']),
 ])
 def test_wrong_options_of_one_computer(lah, args, see, words):

@@ -18,5 +18,5 @@ fi
 wanted=$(cat settings.ini setup.py pyproject.toml scripts/constraints.txt | cksum)
 if [ "$(cat "$VENV/.lah_nb$extra" 2>/dev/null)" != "$wanted" ]; then
     pip install -q --disable-pip-version-check -c scripts/constraints.txt -e ".${extra:+[$extra]}"
-    for done in "" "$extra"; do echo "$wanted" > "$VENV/.lah_nb$done"; done
+    for done in "" ${extra//,/ } "$extra"; do echo "$wanted" > "$VENV/.lah_nb$done"; done
 fi

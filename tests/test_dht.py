@@ -243,6 +243,20 @@ def test_peers_that_start_before_the_first_is_up_end_in_one_swarm():
     simulate(main)
 
 
+def test_who_has_forty_addresses_is_cut_short_not_refused():
+    async def main():
+        async with MemoryHub() as hub, trio.open_nursery() as nursery:
+            a, b = await start(hub, 2, nursery)
+            (network := hub.peer()).addrs = [f'/ip4/10.0.0.{i}/tcp/4001' for i in range(40)]
+            dht = DHT(network, clock=trio.current_time)
+            await nursery.start(dht.run)
+            await dht.join({a.peer_id: a.network.addrs})
+            await dht.announce({('experts/ffn', '1'): b''})
+            assert len((await b.get(['experts/ffn'], max_age=0))['experts/ffn']) == 1 and len(a.addrs[dht.peer_id]) == 16
+            nursery.cancel_scope.cancel()
+    simulate(main)
+
+
 def test_joining_nobody_says_so():
     with pytest.raises(NoPeers, match='Is that peer running'): Swarm.join(f'/ip4/127.0.0.1/tcp/9/p2p/{peer_id_of(new_identity())}', timeout=3)
 

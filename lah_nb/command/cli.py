@@ -127,6 +127,10 @@ def _add_reach(p):
         help='where to listen (default: /ip4/127.0.0.1/tcp/0; for other computers: /ip4/0.0.0.0/tcp/4001; '
              '"none": only dial out; a volunteer: /ip4/0.0.0.0/tcp/0)')
     p.add_argument(
+        '--announce', action='append', default=[], metavar='ADDR',
+        help='where others reach it, if it cannot see that itself (a container, a forwarded port, a cloud), '
+             'like /dns4/example.org/tcp/4001; may be repeated (default: what it sees of itself)')
+    p.add_argument(
         '--identity', metavar='FILE',
         help='file that keeps the peer id over restarts (a volunteer has one of its own)')
 
@@ -159,7 +163,7 @@ def _add_upkeep(p):
         help='end when stdin closes (for a process that starts this one)')
 
 # %% ../../nbs/command/05_cli.ipynb #00000046
-_TO_HOST = 'num_experts', 'expert_file', 'join', 'identity', 'optimizer', 'lr', 'clip', 'checkpoint_dir', 'relay'
+_TO_HOST = 'num_experts', 'expert_file', 'join', 'announce', 'identity', 'optimizer', 'lr', 'clip', 'checkpoint_dir', 'relay'
 
 def _hosting(args, commands):
     "What serves, still without `ready` and `stop`"

@@ -17,7 +17,7 @@ import msgpack, torch, trio
 from fastcore.basics import patch
 from torch import Tensor
 
-from ..network.dht import DHT
+from ..network.dht import DHT, read_addrs
 from ..errors import LahError
 from .experts import Schema
 from .gating import indices_of
@@ -47,10 +47,7 @@ def read_leaf(peer_id: str, value: bytes) -> Hosted:
     except (ValueError, msgpack.UnpackException) as error:
         raise WireError(f'peer {peer_id} announces an expert in a form nobody can read') from error
     if not isinstance(meta, dict): raise WireError(f'peer {peer_id} announces an expert without a description')
-    addrs = field(meta, 'addrs', list, of=str, most=16)
-    if not all(a.startswith('/') and len(a) <= 512 for a in addrs):
-        raise WireError(f'peer {peer_id} announces an expert at no address')
-    return Hosted(peer_id, tuple(addrs), Schema.from_list(field(meta, 'schema', list)))
+    return Hosted(peer_id, tuple(read_addrs(meta)), Schema.from_list(field(meta, 'schema', list)))
 
 # %% ../../nbs/mixture/05_roster.ipynb #00000013
 @dataclass

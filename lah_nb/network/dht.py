@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['WIDTH', 'TTL', 'NEXT_AFTER', 'CALL_TIMEOUT', 'LONGEST_CALL', 'JOIN_WITHIN', 'SHUN', 'MAX_KEYS', 'MAX_RECORDS',
-           'KEEP_FRESH', 'REFETCH', 'REMEMBERED', 'ASK_AGAIN', 'LONELY', 'ASLEEP', 'DHT', 'NoPeers', 'Unanswered']
+           'KEEP_FRESH', 'REFETCH', 'REMEMBERED', 'ASK_AGAIN', 'LONELY', 'ASLEEP', 'DHT', 'read_addrs', 'NoPeers',
+           'Unanswered']
 
 # %% ../../nbs/network/10_dht.ipynb #00000003
 import logging, math, random, time
@@ -103,24 +104,30 @@ def _failed(self: DHT, peer_id: str):
         if len(self.lost) > REMEMBERED: del self.lost[next(iter(self.lost))]
 
 # %% ../../nbs/network/10_dht.ipynb #00000008
-def _check_addrs(addrs: list[str]):
+def read_addrs(
+    meta: dict,
+    most: int = 16,  # that are kept, of however many were sent
+) -> list[str]:
+    "Where a stranger says that it is, checked"
+    addrs = field(meta, 'addrs', list, of=str, most=1024)
     if not all(len(a) <= 512 and a.startswith('/') for a in addrs): raise WireError('addresses that are none')
+    return addrs[:most]
 
 def _check_find(caller, meta, specs):
-    _check_addrs(field(meta, 'addrs', list, of=str, most=16))
+    read_addrs(meta)
     for key in field(meta, 'keys', list, of=str, most=MAX_KEYS):
         if len(key) > MAX_KEY or '/' not in key: raise WireError(f'not a key: {key[:60]!r}')
     field(meta, 'values', bool)
     if specs: raise WireError('a query has no tensors')
 
 def _check_store(caller, meta, specs):
-    _check_addrs(field(meta, 'addrs', list, of=str, most=16))
+    read_addrs(meta)
     field(meta, 'records', list, of=list, most=MAX_RECORDS)
     if specs: raise WireError('a store has no tensors')
 
 @patch
 async def _find(self: DHT, request: Request):
-    await self._saw(request.peer_id, request.meta['addrs'])
+    await self._saw(request.peer_id, read_addrs(request.meta))
     now, known = trio.current_time(), [*self.peers, *([self.peer_id] if self.network.addrs else [])]
     near = [nearest(key, known, WIDTH) for key in request.meta['keys']]
     addrs = {peer: self.addrs.get(peer, []) for peers in near for peer in peers}
@@ -133,7 +140,7 @@ async def _find(self: DHT, request: Request):
 
 @patch
 async def _store(self: DHT, request: Request):
-    await self._saw(request.peer_id, request.meta['addrs'])
+    await self._saw(request.peer_id, read_addrs(request.meta))
     now, checked = trio.current_time(), [Record.from_list(raw) for raw in request.meta['records']]
     clock = max(self.records.author_clock(request.peer_id, now), 0.)
     return {'stored': sum(self.records.put(record, left, now) for record, left in checked), 'clock': clock}, ()
@@ -259,9 +266,8 @@ async def _ask(
 def _hearsay(self: DHT, peer: str, addrs):
     "Addresses of a peer that another named: enough to dial it, not to trust it"
     named = type(peer) is str and len(peer) <= 64
-    if not named or type(addrs) is not list or len(addrs) > 16 or not all(type(a) is str for a in addrs):
-        raise WireError('not a list of peers')
-    _check_addrs(addrs)
+    if not named: raise WireError('not a list of peers')
+    addrs = read_addrs({'addrs': addrs})
     try: _id(peer)
     except ValueError as error: raise WireError(f'not a peer id: {peer!r}') from error
     if peer not in self.addrs and addrs and peer != self.peer_id: self._learn(peer, addrs)
@@ -486,6 +492,7 @@ async def rejoin(self: DHT) -> bool:
     "Ask those joined through, and some of the lost; whether one is back"
     known = self.peers
     seeds = [peer for peer in self.seeds if peer not in known]
+    for peer in seeds: self.network.learn(peer, self.seeds[peer])
     lost = [peer for peer in self.lost if peer not in self.seeds]
     lost = random.sample(lost, min(3 if known else 8, len(lost)))
     if not await self._ask_any([*seeds, *lost]): return False

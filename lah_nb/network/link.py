@@ -13,7 +13,6 @@ from dataclasses import dataclass, field as dataclass_field
 import libp2p, trio
 from fastcore.basics import patch
 from libp2p.io.trio import TrioTCPStream
-from libp2p.network import swarm as libp2p_swarm
 from libp2p.network.connection import swarm_connection
 from libp2p.stream_muxer.yamux import yamux
 
@@ -42,7 +41,6 @@ def tune() -> bool:
     # a Yamux frame fills one Noise message (65535 - 16) instead of spilling into a second
     yamux.MAX_MESSAGE_SIZE = 65519
     os.environ.setdefault('PY_YAMUX_RELEASE_ON_READ', '0')  # fewer window updates
-    libp2p_swarm._HAPPY_EYEBALLS_DELAY = 0  # a dial otherwise waits 250 ms for nothing
     TrioTCPStream.read = _buffered_read
     return True
 

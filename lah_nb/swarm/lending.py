@@ -12,7 +12,6 @@ from pathlib import Path
 
 import psutil, torch, trio
 from fastcore.basics import patch
-from libp2p.crypto.keys import KeyPair
 from platformdirs import user_data_dir
 
 from ..network.dht import DHT
@@ -21,7 +20,7 @@ from ..mixture.experts import EXPERTS, Expert, ExpertError, Learning, check_devi
 from lah_nb.swarm.hosting import (
     Grid, bytes_of, fetch_state, free_bytes, grid_entries, keep_told, peer_entries, read_grids, read_peers, read_seeds,
     serve_states)
-from ..network.calls import CallError, Refused, load_identity, new_identity
+from ..network.calls import CallError, KeyPair, Refused, load_identity, new_identity
 from ..network.host import Host
 from ..network.board import Board
 from ..network.reach import Places, answer_dial_back, find_reach
@@ -116,6 +115,7 @@ class Lender:
         self.device = device
         self.server, self.grid = None, None
         self.lost = self.paused = False
+        self.settled = []       # its own addresses when it was found out how others reach it
         self.rank, self.peers = None, 0
         self.hosts = {}         # uid -> its other hosts
         self.inherited = 0      # updates made elsewhere
@@ -147,6 +147,8 @@ async def announce(self: Lender):
 @patch
 async def settle(self: Lender):
     "Find out whether others can dial this peer; if not, take places on relays"
+    self.settled = list(self.host.listening)
+    if self.host.announced: return await self.announce()
     connected = self.host.connected()
     self.reached = await find_reach(self.host, sorted(connected, key=lambda peer: peer not in self.seeds))
     if self.reached is None: self.host.addrs = list(self.host.listening)  # nobody could say: hope
@@ -240,7 +242,8 @@ async def stay(self: Lender):
         if self.dht.peers and not self.host.connected(): await self.dht.look_around()
         was_lost, self.lost = self.lost, not (self.dht.peers and self.host.connected())
         if self.lost and not was_lost: _log.warning('nobody of the swarm answers: looking for it')
-        if was_lost and not self.lost: await self.settle()
+        moved = self.settled != self.host.listening  # into another network
+        if not self.lost and (was_lost or moved): await self.settle()
 
 @patch
 async def watch_rank(self: Lender, every: float = 5.):
@@ -286,6 +289,7 @@ async def lend(
     prefix: str | None = None,  # of the grid to help; None: the one that needs it most
     listen: Sequence[str] = ('/ip4/0.0.0.0/tcp/0',),
     identity: str | None = None,  # the file that keeps the peer id; None: one of the user's
+    announce: Sequence[str] = (),  # where others reach it, if it cannot see that itself
     relay: bool = False,
     expert_file: str | None = None,  # a Python file that registers classes of experts
     optimizer: str = 'adam',
@@ -306,13 +310,13 @@ async def lend(
     seeds, device = read_seeds(join), device or pick_device()
     check_device(device)
     keys, lock = await trio.to_thread.run_sync(lambda: hold_identity(identity))
-    host = Host(listen=listen, identity=keys, relay=relay, punch=bool(listen))
+    host = Host(listen=listen, announce=announce, identity=keys, relay=relay, punch=bool(listen))
     answer_dial_back(host)
     Board(host)
     lender = Lender(host, dht := DHT(host), seeds, device=device)
     async with trio.open_nursery() as nursery:
         await nursery.start(host.run)
-        host.addrs = []  # until somebody has dialled it
+        host.addrs = list(host.announced)  # none, until somebody has dialled it
         await nursery.start(dht.run)
         await dht.join(seeds)
         await lender.settle()

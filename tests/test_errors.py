@@ -71,7 +71,7 @@ def one_paragraph(said: str, see: str, *words: str):
 
 
 @pytest.mark.parametrize('args, see, words', [
-    (['status', '--join', 'localhost:4001'], 'address', ['not a multiaddr', '/p2p/']), (['status', '--join', '/ip4/127.0.0.1/tcp/4001'], 'address', ['lacks the /p2p/']),
+    (['status', '--join', 'localhost:4001'], 'address', ['dns4/localhost', '/p2p/']), (['status', '--join', '/ip4/127.0.0.1/tcp/4001'], 'address', ['lacks the /p2p/']),
     (['peer', '--listen', 'nowhere'], 'listen', ['not an address to listen at']), (['peer', '--listen', '/ip4/192.0.2.1/tcp/0'], 'listen', ['cannot listen at']),
     (['peer', '--listen', '/ip4/127.0.0.1/udp/4001/quic-v1'], 'listen', ['over TCP']), (['peer', '--identity', __file__], 'identity', ['cannot keep the identity', 'another file']),
     (['peer', '--identity', os.curdir], 'identity', ['cannot keep the identity']), (['peer', '--experts', 'ffn.[3:1]'], 'uids', ['holds no expert']),

@@ -42,7 +42,7 @@ def test_help(command):
 
 
 @pytest.mark.parametrize('args, words', [
-    (['status', '--join', 'localhost:4001'], 'dns4.localhost'), (['peer', '--experts', 'ffn.[3:1]'], 'holds no expert'), (['peer', '--experts', 'ffn.0', '--expert-cls', 'nonesuch'], 'nonesuch'),
+    (['status', '--join', 'localhost:4001'], '/dns4/localhost/tcp/4001'), (['peer', '--experts', 'ffn.[3:1]'], 'holds no expert'), (['peer', '--experts', 'ffn.0', '--expert-cls', 'nonesuch'], 'nonesuch'),
     (['peer', '--listen', 'nowhere'], 'not an address to listen at'), (['peer', '--experts', 'ffn.0', '--expert-file', 'missing.py'], 'no Python file')])
 def test_wrong_use_is_one_paragraph(args, words):
     result = run(*args)

@@ -112,7 +112,7 @@ async def ask_for_reach(host: Host):
     if await find_reach(host, host.connected()) is False:
         _log.warning('none of the peers that this one joined through can dial it: is its port open, and forwarded? '
                      'With --announce ADDR it says where others reach it; '
-                     'with --volunteer it is reached through relays (see %s#unreached)', HELP)
+                     f'with --volunteer it is reached through relays (see {HELP}#unreached)')
     host.addrs = list(dict.fromkeys([*host.addrs, *host.listening]))
 
 # %% ../../nbs/swarm/02_hosting.ipynb #00000046

@@ -156,7 +156,7 @@ def somebody(request, monkeypatch):
 
 
 @pytest.mark.parametrize('somebody, see, words', [
-    ('refuses', 'joining', 'nobody can be reached there'), ('is mute', 'joining', 'no'), ('is a web server', 'joining', 'no peer of a swarm'), ('is unknown', 'joining', 'nobody can be reached there'),
+    ('refuses', 'joining', 'nobody can be reached there'), ('is mute', 'joining', 'no'), ('is a web server', 'joining', 'no peer of a swarm'), ('is unknown', 'joining', 'cannot be resolved here'),
     ('has another version', 'version', 'another version'), ('is another peer', 'joining', 'not that peer'), ('is stopped', 'joining', 'no'),
 ], indirect=['somebody'])
 def test_nobody_answers(somebody, see, words):

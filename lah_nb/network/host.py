@@ -344,8 +344,6 @@ def _forget_closed(self: Host, target: ID):
 # what libp2p says, and what it means to people
 _MEANS = {
     'fail to open connection': 'nobody can be reached there',
-    'Name or service not known': 'nobody can be reached there: the name is not known',
-    'name resolution': 'nobody can be reached there: no nameserver answers',
     'handshake failed': 'who answers there is not that peer',
     'negotiate the secure protocol': 'what answers there is no peer of a swarm',
     'protocols not supported': 'it speaks another version of lah_nb than this peer'}

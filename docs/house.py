@@ -23,7 +23,7 @@ def imports():
     "(floor, floor) -> how many modules of the one import one of the other; floor -> its modules in reading order"
     graph = grimp.build_graph('lah_nb', cache_dir=None)
     arrows, rooms = Counter(), {}
-    for path in sorted((ROOT/'nbs').glob('*/[0-9]*.ipynb')): rooms.setdefault(path.parent.name, []).append(re.sub(r'^\d+_', '', path.stem))
+    for path in sorted((ROOT/'nbs').glob('*/[0-9]*.ipynb')): rooms.setdefault(path.parent.name, []).append(re.sub(r'^\d+[a-z]?_', '', path.stem))
     floor_of = lambda module: (module.split('.') + [''])[1]
     for module in graph.modules:
         for other in graph.find_modules_directly_imported_by(module):

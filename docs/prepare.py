@@ -61,13 +61,13 @@ def label(page, name): return f'api-{page}-{name.lower()}'
 def links(text, labels):
     "Links between notebooks, and from names to their entries, as they are on the site"
     text = re.sub(r'\]\(/(?:\w+/)?(\w+)\.html#([\w.]+)\)', lambda m: f'](#{label(m[1], m[2])})' if label(m[1], m[2]) in labels else f']({m[1]}.ipynb)', text)
-    text = re.sub(r'\]\((?:\.\./)*(?:nbs/)?(?:\w+/)?(\d\d_\w+)\.ipynb\)', lambda m: f']({page_name(m[1])}.ipynb)', text)
+    text = re.sub(r'\]\((?:\.\./)*(?:nbs/)?(?:\w+/)?(\d\d[a-z]?_\w+)\.ipynb\)', lambda m: f']({page_name(m[1])}.ipynb)', text)
     return re.sub(r'^\[!\[Open In Colab\].*$', '', text, flags=re.M)
 
 
 def page_name(stem):
     "07_host -> host; tutorials keep their number"
-    return f'tutorial_{stem}' if (ROOT/'nbs/tutorials'/f'{stem}.ipynb').exists() else re.sub(r'^\d+_', '', stem)
+    return f'tutorial_{stem}' if (ROOT/'nbs/tutorials'/f'{stem}.ipynb').exists() else re.sub(r'^\d+[a-z]?_', '', stem)
 
 
 def figure(data, n):

@@ -68,6 +68,15 @@ def test_a_peer_leaves_in_order(peer, tmp_path, how):
 
 
 @pytest.mark.slow
+def test_weather_lies_on_a_peer_and_on_a_trainer(peer):
+    _, addr = peer('--experts', 'ffn.[0:2].[0:2]', '--hidden-dim', '16', '--delay', '100')
+    train = lambda *weather: json.loads(run('train', 'digits', '--join', addr, '--steps', '12', '--in-flight', '1', '--json', *weather).stdout.splitlines()[-1])
+    far, farther = train(), train('--delay', '100', '--drop', '0.01')
+    assert far['seconds'] > 12 * 0.2 and far['delay_ms'] == 0  # four delays a batch, in the mean
+    assert farther['seconds'] > far['seconds'] and (farther['delay_ms'], farther['drop'], farther['in_flight']) == (100, 0.01, 1)
+
+
+@pytest.mark.slow
 def test_two_peers_share_a_grid_and_a_trainer_trains_on_it(peer, tmp_path):
     _, addr = peer('--experts', 'ffn.[0:2].[0:4]', '--num-experts', '4', '--hidden-dim', '16')
     peer('--join', addr, '--experts', 'ffn.[0:2].[0:4]', '--num-experts', '4', '--hidden-dim', '16')

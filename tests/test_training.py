@@ -314,7 +314,7 @@ def test_trainers_that_share_a_name_keep_together():
             torch.manual_seed(seed)
             layer = DMoE(stack.enter_context(Swarm.join(swarm.addrs)), 8, grid=(4,), k=2)
             made = Trainer(Classifier([layer], 6, 8, 3), batch_size=8, in_flight=2, lr=1e-2, share=share, progress=False)
-            if share: made.sharing.period = made.sharing.meeting.period = 0.5
+            if share: made.sharing.meeting.period = 0.5
             return made
         ann, bob, alone = trainer(0), trainer(1), trainer(2, share=None)
         for each in ann, bob, alone: each.start(data, seconds=5.)
@@ -327,6 +327,5 @@ def test_trainers_that_share_a_name_keep_together():
         assert (weights(late) - weights(ann)).norm() < (weights(late) - weights(alone)).norm() / 2
         with torch.no_grad(): next(ill.model.parameters()).fill_(float('nan'))
         ill.sharing.meeting.exchange(weights(ill), samples=8)
-        before = weights(ann)
         ann.sharing.average()
-        assert weights(ann).isfinite().all() and ann.sharing.meeting.refused, before
+        assert weights(ann).isfinite().all() and 'not finite' in str(ann.sharing.meeting.refused)

@@ -38,29 +38,24 @@ def _in_flight(text: str) -> int | str:
     "A number of batches, or auto"
     return text if text == 'auto' else _positive(text)
 
-def _share(text: str) -> float:
-    "From 0 to 1"
-    try: share = float(text)
-    except ValueError: share = -1.
-    if 0 <= share <= 1: return share
-    raise argparse.ArgumentTypeError(f'a share from 0 to 1 is wanted, not {text!r}')
+def _number(fits, wanted: str):
+    "A reader of numbers that fit"
+    def read(text: str) -> float:
+        try: number = float(text)
+        except ValueError: number = float('nan')
+        if fits(number): return number
+        raise argparse.ArgumentTypeError(f'{wanted} is wanted, not {text!r}')
+    return read
 
-def _amount(text: str) -> float:
-    try: number = float(text)
-    except ValueError: number = -1.
-    if 0 <= number < float('inf'): return number
-    raise argparse.ArgumentTypeError(f'a number of at least 0 is wanted, not {text!r}')
-
-def _rate(text: str) -> float:
-    try: number = float(text)
-    except ValueError: number = -1.
-    if 0 <= number < 10: return number
-    raise argparse.ArgumentTypeError(f'a learning rate is between 0 and 10, not {text!r}')
+_share = _number(lambda number: 0 <= number <= 1, 'a share from 0 to 1')
+_amount = _number(lambda number: 0 <= number < float('inf'), 'a number of at least 0')
+_rate = _number(lambda number: 0 <= number < 10, 'a learning rate between 0 and 10')
 
 def _line(text: str) -> tuple[float, float]:  # up, down
     "Two speeds in megabits a second, like 10/50"
     up, _, down = text.partition('/')
-    if (speeds := (_amount(up), _amount(down or up))) and min(speeds) > 0: return speeds
+    speeds = _amount(up), _amount(down or up)
+    if min(speeds) > 0: return speeds
     raise argparse.ArgumentTypeError(f'a line is written like 10/50 (megabits a second up and down), not {text!r}')
 
 def _new_file(text: str) -> str:
@@ -98,6 +93,7 @@ def _add_peer(commands):
     _add_hosting(p)
     _add_reach(p)
     _add_upkeep(p)
+    _add_weather(p)
     p.set_defaults(run=_peer)
     return p
 
@@ -192,12 +188,15 @@ def _tell_owner(status: dict): print('status', json.dumps(status), flush=True)
 # %% ../../nbs/command/05_cli.ipynb #00000051
 def _peer(args) -> dict:
     import trio
+    from lah_nb.network.weather import Weather
     tell, commands = trio.open_memory_channel(16)
     host = _hosting(args, commands)
     serving = {}  # the `server` and since when, as soon as it can serve
     with ExitStack() as stack:
-        metrics = _open_metrics(args, stack)
-        trio.run(_serve, host, serving, metrics, tell if args.owned else None)
+        metrics, weather = _open_metrics(args, stack), Weather.told(args.delay, args.drop, args.bandwidth)
+        lay = lambda network: weather.calm or stack.enter_context(weather.over(network))
+        ready = partial(_ready, serving=serving, metrics=metrics, lay=lay)
+        trio.run(_serve, host, serving, ready, tell if args.owned else None)
     if not serving: return {'peer_id': None, 'experts': 0, 'updates': 0, 'seconds': 0.}
     server, experts = serving['server'], serving['server'].experts
     updates = sum(expert.updates for expert in experts.values())
@@ -214,19 +213,20 @@ def _open_metrics(args, stack: ExitStack):
     return metrics
 
 # %% ../../nbs/command/05_cli.ipynb #00000047
-async def _serve(host, serving: dict, metrics, tell):
+async def _serve(host, serving: dict, ready, tell):
     "Serve until a signal comes or, for a child, its owner is gone"
     import trio
     stop = trio.Event()
     async with trio.open_nursery() as nursery:
         if tell: _obey_stdin(stop, tell, trio.lowlevel.current_trio_token())
         nursery.start_soon(_stop_on_signal, stop, serving, nursery.cancel_scope)
-        await host(ready=partial(_ready, serving=serving, metrics=metrics), stop=stop)
+        await host(ready=ready, stop=stop)
         nursery.cancel_scope.cancel()
 
-def _ready(server, *, serving: dict, metrics):
+def _ready(server, *, serving: dict, metrics, lay):
     "Say where it can be reached, now that it can serve"
     serving.update(server=server, start=time.time())
+    lay(server.network)
     if metrics:
         from lah_nb.command.metrics import in_trio, peer_metrics
         metrics.collect = in_trio(lambda: peer_metrics(server))
@@ -365,7 +365,7 @@ def _add_demo(commands):
         '--kill-at', type=int, metavar='STEP',
         help='kill a peer by SIGKILL at this step; 0: never (default: midway)')
     _add_training(p, report='report.html', k=4)
-    p.set_defaults(run=_run)
+    p.set_defaults(run=_run, preset=None, share=None)
     return p
 
 # %% ../../nbs/command/05_cli.ipynb #00000054

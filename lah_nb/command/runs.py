@@ -9,7 +9,7 @@ __all__ = ['LENGTHS', 'demo', 'train']
 import math, os, time
 from argparse import Namespace
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import replace
 
 import torch
@@ -36,7 +36,7 @@ LENGTHS = {  # steps, or seconds, or whichever is over first
 def _recipe(args: Namespace, grid: Grid) -> Recipe:
     "The recipe with what was asked for instead, and what the swarm has"
     asked = {name: getattr(args, name) for name in ('batch_size', 'in_flight', 'lr', 'k')}
-    preset = PRESETS[args.preset] if getattr(args, 'preset', None) else {}
+    preset = PRESETS[args.preset] if args.preset else {}
     told = {name: value for name, value in asked.items() if value is not None}
     recipe = replace(RECIPES[args.data], **preset | told)
     if preset and args.data != 'mnist': raise LahError(f'{args.preset} is a set-up for mnist, not {args.data}', see='options')
@@ -47,9 +47,10 @@ def _recipe(args: Namespace, grid: Grid) -> Recipe:
         layers, *size = size  # the first dimension tells the layers apart; without it all layers share the grid
     return replace(recipe, hidden_dim=grid.hidden_dim, prefix=grid.prefix, layers=layers, grid=tuple(size))
 
-def _weather(args: Namespace) -> Weather:
-    up, down = (speed * 125_000 for speed in args.bandwidth or (math.inf, math.inf))  # megabits to bytes
-    return Weather(delay=args.delay / 1000, drop=args.drop, up=up, down=down, seed=args.seed)
+def _under_weather(args: Namespace, swarm: Swarm):
+    "The context in which the weather that was asked for lies on the swarm"
+    weather = Weather.told(args.delay, args.drop, args.bandwidth, args.seed)
+    return nullcontext() if weather.calm else weather.over(swarm)
 
 def _layers(recipe: Recipe, swarm: Swarm, grid: Grid, args: Namespace) -> list[DMoE]:
     prefixes = recipe.prefixes if recipe.grid != grid.size else [grid.prefix] * recipe.layers
@@ -59,7 +60,7 @@ def _layers(recipe: Recipe, swarm: Swarm, grid: Grid, args: Namespace) -> list[D
 # %% ../../nbs/command/04_runs.ipynb #00000043
 def _trainer(args: Namespace, recipe: Recipe, layers: list, data) -> Trainer:
     shown = not (args.json or args.log_json)  # a bar is for people
-    return recipe.trainer(recipe.model(layers, data), seed=args.seed, progress=shown, share=getattr(args, 'share', None))
+    return recipe.trainer(recipe.model(layers, data), seed=args.seed, progress=shown, share=args.share)
 
 # %% ../../nbs/command/04_runs.ipynb #0000004b
 def _fit_and_test(
@@ -168,7 +169,7 @@ def demo(
         say(f'they serve after {took:.1f} s; look at them from elsewhere with: {look}')
         kill = _Kill(swarm.peers[-1], _kill_at(args, steps), experts // args.peers)
         trainer = _trainer(args, recipe, _layers(recipe, swarm, grid, args), data)
-        with _weather(args).over(swarm):
+        with _under_weather(args, swarm):
             tested = _fit_and_test(args, trainer, recipe, data, on_step=[kill], eval_every=max(steps // 5, 1))
         result = _account(args, trainer, tested, experts, args.peers, killed=len(kill.events))
         result['cost_of_kill'] = kill.cost(trainer)
@@ -209,7 +210,8 @@ def _train_on(swarm: Swarm, args: Namespace, board: TensorBoard | None, metrics:
     say(f'{experts} on {sum(peer["alive"] for peer in snapshot.peers)} peers; {data}')
     trainer = _trainer(args, recipe, _layers(recipe, swarm, grid, args), data)
     if metrics: metrics.collect = lambda: trainer_metrics(trainer)
-    with _weather(args).over(swarm): tested = _fit_and_test(args, trainer, recipe, data, on_step=[board] if board else [])
+    with _under_weather(args, swarm):
+        tested = _fit_and_test(args, trainer, recipe, data, on_step=[board] if board else [])
     if board: board({'step': trainer.step, **{f'test_{name}': value for name, value in tested.items()}})
     result = _account(args, trainer, tested, snapshot.experts, len(snapshot.peers))
     if seconds := _dense_seconds(args): result['dense_per_s'] = _dense_speed(recipe, data, seconds)

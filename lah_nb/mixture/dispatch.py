@@ -214,7 +214,8 @@ def hedges_of(round: Round, ask: Ask) -> list[Ask]:
 def given_up(round: Round, now: float) -> list[Outcome]:
     "The outcomes of the calls that nobody waits for any more"
     seconds, lost = now - round.began, []
-    for call in (ask.call for ask in round.away):
+    for ask in round.away:
+        call = ask.call
         if call.hedge: lost.append(Outcome(call, [False] * len(call.uids), {}, needless=True))
         else: lost.append(Outcome.lost(call, f'peer {call.peer_id} was late: given up after {seconds:.1f} s', seconds))
     return lost

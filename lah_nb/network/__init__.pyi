@@ -24,6 +24,7 @@ from .calls import (
     Refused as Refused,
     Request as Request,
     Unreachable as Unreachable,
+    Usual as Usual,
     verify as verify,
 )
 from .portal import (

@@ -124,7 +124,7 @@ def own_addrs(addrs, peer_id: str) -> list[str]:
         ips = _own_ips(kind) if ip in ('0.0.0.0', '::') else [ip]
         found += ['/'.join(['', kind, ip, *rest, 'p2p', peer_id]) for ip in ips]
     # as they come, so best first, but all the loopbacks at the end
-    return sorted(dict.fromkeys(found), key=lambda addr: is_loopback(addr))[:MOST_ADDRS]
+    return sorted(dict.fromkeys(found), key=is_loopback)[:MOST_ADDRS]
 
 def is_loopback(addr: str) -> bool: return addr.startswith(('/ip4/127.', '/ip6/::1/'))
 
@@ -161,7 +161,7 @@ def announced_addrs(
         except Exception as error:
             raise AddressError(f'{text!r} cannot be announced ({_first_line(error)}); '
                                'write it like /dns4/example.org/tcp/4001 or /ip4/192.0.2.7/tcp/4001') from None
-        if (whose := addr.get_peer_id()) not in (None, peer_id):
+        if addr.get_peer_id() not in (None, peer_id):
             raise AddressError(f'{text!r} is the address of another peer: this one is {peer_id}')
         found.append(str(addr).partition('/p2p/')[0] + f'/p2p/{peer_id}')
     return found

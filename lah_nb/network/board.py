@@ -49,7 +49,7 @@ class Board:
         "Is there room for this post?"
         name = field(meta, 'name', str, most=200)
         field(meta, 'samples', int)
-        if len(specs) != 1: raise LahError('a post is one tensor')
+        if [spec.dtype for spec in specs] != ['float32']: raise LahError('a post is one tensor, of float32')
         self._forget_old()
         others = [post for key, post in self.posts.items() if key != (name, caller)]
         size = specs[0].numel * 4 + sum(post.tensor.nbytes for post in others)

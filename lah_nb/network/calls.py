@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Answer', 'Handler', 'HeaderCheck', 'Served', 'PROTOCOLS', 'new_identity', 'peer_id_of', 'verify', 'load_identity',
            'CallError', 'Unreachable', 'CallTimeout', 'Refused', 'Request', 'Network', 'ping_methods', 'envelope',
-           'open_envelope', 'refusal', 'open_answer', 'MemoryNetwork', 'MemoryHub']
+           'open_envelope', 'refusal', 'open_answer', 'MemoryNetwork', 'MemoryHub', 'Usual']
 
 # %% ../../nbs/network/02_calls.ipynb #00000003
 import math, os, random
@@ -255,3 +255,25 @@ class MemoryHub:
         self._scope = _closing(self)
         return await self._scope.__aenter__()
     async def __aexit__(self, *exc): return await self._scope.__aexit__(*exc)
+
+# %% ../../nbs/network/02_calls.ipynb #0000004a
+@dataclass
+class Usual:
+    "How long answers take: their mean, and how far they lie from it (RFC 6298)"
+    mean: float = 0.  # seconds
+    spread: float | None = None  # None: nothing has come yet
+    at: float = -math.inf  # when the last answer came
+    begun: float = -math.inf  # when the youngest call began that was answered
+
+    def note(self, seconds: float, now: float):
+        "An answer has come after so many seconds"
+        if self.spread is None: self.mean, self.spread = seconds, seconds / 2
+        else:
+            self.spread += (abs(seconds - self.mean) - self.spread) / 4
+            self.mean += (seconds - self.mean) / 8
+        self.at, self.begun = now, max(self.begun, now - seconds)
+
+    @property
+    def longest(self) -> float:
+        "Few answers take longer; 0 if nothing has come yet"
+        return self.mean + 4 * (self.spread or 0.)

@@ -8,7 +8,7 @@ __all__ = ['WIDTH', 'TTL', 'NEXT_AFTER', 'CALL_TIMEOUT', 'LONGEST_CALL', 'JOIN_W
            'Unanswered']
 
 # %% ../../nbs/network/10_dht.ipynb #00000003
-import logging, math, random, time
+import logging, random, time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -20,7 +20,7 @@ from libp2p.peer.id import ID
 from libp2p.peer.peerinfo import PeerInfo
 
 from ..errors import LahError
-from .calls import Network, Request
+from .calls import Network, Request, Usual
 from .records import MAX_KEY, Lookup, Record, Records, nearest
 from .wire import WireError, field
 
@@ -58,7 +58,7 @@ class DHT:
         self.lost = {}          # peer -> when it left the table by failing
         self.uncertain = set()  # keys about which too few have answered
         self.back = trio.Event()  # set, and made anew, when one of these answers again
-        self._usual, self._spread = 0., 0.  # seconds that answers took of late, and how much they differ
+        self._usual = Usual()   # how long answers take here
         self._seq, self._skew = 0, 0.
         self._cache, self._fetching = {}, {}  # both by key
         self._nursery, self._renew_now = None, trio.Event()
@@ -209,17 +209,10 @@ async def _query(self: DHT, peer: str, keys: list[str], values: bool, tell):
         nursery.cancel_scope.cancel()
 
 # %% ../../nbs/network/10_dht.ipynb #00000021
-@patch
-def _took(self: DHT, seconds: float):
-    "An answer came after so many seconds"
-    if not self._usual: self._usual, self._spread = seconds, seconds / 2
-    self._spread += (abs(seconds - self._usual) - self._spread) / 4
-    self._usual += (seconds - self._usual) / 8
-
 @patch(as_prop=True)
 def patience(self: DHT) -> float:
     "Seconds after which an answer is late"
-    return min(max(NEXT_AFTER, self._usual + 4 * self._spread), LONGEST_CALL / 2)
+    return min(max(NEXT_AFTER, self._usual.longest), LONGEST_CALL / 2)
 
 @patch
 def within(self: DHT, queries: int = 3) -> float:
@@ -258,7 +251,8 @@ async def _ask(
         if whys is not None: whys[peer] = getattr(error, 'why', error.text)
         self._failed(peer)
         return None
-    self._took(trio.current_time() - start)
+    now = trio.current_time()
+    self._usual.note(now - start, now)
     await self._saw(peer, self.addrs.get(peer, []))
     return reply
 

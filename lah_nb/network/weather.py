@@ -84,6 +84,11 @@ class Weather:
         delay = self.delay if callable(self.delay) else Exponential(self.delay)
         return max(0., delay(rng) + self.jitter * rng.uniform(-1, 1))
 
+    @property
+    def calm(self) -> bool:
+        "Is there nothing that befalls messages?"
+        return not (self.delay or self.jitter or self.drop or self.silent) and min(self.up, self.down) == math.inf
+
     def parts_from(self, peer_id: str) -> bool:
         "Does nothing come through to that peer, nor from it?"
         return self.silent if isinstance(self.silent, bool) else peer_id in self.silent
@@ -107,7 +112,7 @@ class _Line:
     async def travel(self, way: str, peer_id: str, tensors: Sequence, codec: str, lost: str):
         "Take as long as a message takes; for ever, if it does not arrive"
         weather = self.weather
-        if not weather.on: return
+        if not weather.on or weather.calm: return
         if lost == way or weather.parts_from(peer_id): await trio.sleep_forever()
         now, speed = trio.current_time(), getattr(weather, way)
         if speed < math.inf: self.free[way] = max(now, self.free[way]) + _size(tensors, codec) / speed

@@ -209,8 +209,9 @@ async def run_peer(
     async with trio.open_nursery() as nursery:
         await nursery.start(host.run)
         await nursery.start(dht.run)
-        if seeds: await dht.join(seeds)
-        if seeds: await ask_for_reach(host)
+        if seeds:
+            await dht.join(seeds)
+            await ask_for_reach(host)
         uids = await claim(dht, experts, num_experts, schema=schema) if experts else []
         make = lambda: [Expert(uid, expert_cls, hidden_dim, optimizer=optimizer, lr=lr, learning=learning, clip=clip, device=device) for uid in uids]
         server = Server(host, dht, await trio.to_thread.run_sync(make), checkpoint_dir=checkpoint_dir)

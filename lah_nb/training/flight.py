@@ -62,18 +62,21 @@ class Pace:
     "Finds how many batches in flight keep the swarm busy; one thread at a time"
     def __init__(
         self,
-        n: int = 4,  # batches in flight to begin with
+        n: int = _AT_FIRST,  # batches in flight to begin with
         *,
         most: int = _MOST,
     ):
-        self.n, self.most = 2 * n, most
-        self.restart()
+        self.most = most
+        self._look_from(n)
 
     def __repr__(self): return f'Pace({self.n} in flight, {"rushing" if self._rushing else "cruising"})'
 
     def restart(self):
         "Something has changed: look again, from half of the present number on"
-        self.n = min(self.most, max(self.n // 2, _AT_FIRST))
+        self._look_from(self.n // 2)
+
+    def _look_from(self, n: int):
+        self.n = min(self.most, max(n, _AT_FIRST))
         self._rushing, self._reached = True, self.n
         self._best, self._best_at, self._unpaid = 0., self.n, 0
         self._base, self._rate, self._trial = self.n, 0., ''  # where trials begin, and its throughput

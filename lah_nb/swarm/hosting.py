@@ -24,7 +24,7 @@ from ..network.calls import Network, load_identity
 from ..network.host import Host
 from ..network.board import Board
 from ..network.reach import answer_dial_back, find_reach
-from ..mixture.server import Server, claim
+from ..mixture.server import Server, claim, saved_uids
 from ..network.wire import WireError, field
 
 # %% ../../nbs/swarm/02_hosting.ipynb #00000006
@@ -211,7 +211,8 @@ async def run_peer(
         await nursery.start(dht.run)
         if seeds: await dht.join(seeds)
         if seeds: await ask_for_reach(host)
-        uids = await claim(dht, experts, num_experts, schema=schema) if experts else []
+        saved = saved_uids(checkpoint_dir)
+        uids = await claim(dht, experts, num_experts, schema=schema, saved=saved) if experts else []
         make = lambda: [Expert(uid, expert_cls, hidden_dim, optimizer=optimizer, lr=lr, learning=learning, clip=clip, device=device) for uid in uids]
         server = Server(host, dht, await trio.to_thread.run_sync(make), checkpoint_dir=checkpoint_dir)
         serve_states(server)

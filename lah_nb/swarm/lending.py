@@ -24,7 +24,7 @@ from ..network.calls import CallError, KeyPair, Refused, load_identity, new_iden
 from ..network.host import Host
 from ..network.board import Board
 from ..network.reach import Places, answer_dial_back, find_reach
-from ..mixture.server import Server, claim, taken_uids
+from ..mixture.server import Server, claim, saved_uids, taken_uids
 from ..network.wire import field
 
 # %% ../../nbs/swarm/03_lending.ipynb #00000006
@@ -169,7 +169,13 @@ def status(self: Lender) -> dict:
 
 # %% ../../nbs/swarm/03_lending.ipynb #00000011
 @patch
-async def choose(self: Lender, number: int, prefix: str | None, optimizer: str) -> list[str]:
+async def choose(
+    self: Lender,
+    number: int,
+    prefix: str | None,
+    optimizer: str,
+    checkpoint_dir: str | None = None,  # what is saved there comes first
+) -> list[str]:
     "The uids to host: so many as fit, of those needed most"
     grids = read_grids((await self.dht.get(['swarm/grids'], max_age=0.))['swarm/grids'])
     if prefix is not None: grids = {p: grid for p, grid in grids.items() if p == prefix}
@@ -179,25 +185,36 @@ async def choose(self: Lender, number: int, prefix: str | None, optimizer: str) 
                        'somebody must host a part of it first: lah-nb peer --experts ...', see='grids')
     known = {p: grid for p, grid in grids.items() if grid.expert_cls in EXPERTS}
     if not known: bytes_of(next(iter(grids.values())).expert_cls, 1)  # says what is missing
-    taken = await taken_uids(self.dht, [uid for grid in known.values() for uid in parse_uids(grid.pattern)])
+    uids = {uid: p for p, grid in known.items() for uid in parse_uids(grid.pattern)}
+    taken = await taken_uids(self.dht, list(uids))
     heat, gone = await self._ask_hosts({peer for found in taken.values() for peer in found})
     # who has died is in the records for a while
     self.hosts = hosts = {uid: found - gone for uid, found in taken.items()}
     self.grid, wanted = most_needed(known, hosts, heat)
+    # what it hosted or saved before and nobody took up since
+    before = [uid for uid, found in taken.items() if self.host.peer_id in found] + saved_uids(checkpoint_dir)
+    before = [uid for uid in dict.fromkeys(before) if uid in uids and not hosts.get(uid)]
+    if before:
+        self.grid = known[uids[before[0]]]
+        before = [uid for uid in before if known[uids[uid]] is self.grid]
     each = bytes_of(self.grid.expert_cls, self.grid.hidden_dim, optimizer)
     number = affordable(number, each, self.device)
     if number < 1:
         raise LahError(f'not enough free memory for one expert of {self.grid.pattern}: '
                        f'it takes {each / 2**20:,.0f} MiB, and half of what is free may be used', see='memory')
+    if before:
+        free = [uid for uid in parse_uids(self.grid.pattern) if uid not in before and not hosts.get(uid)]
+        wanted = before + free
     if hosts.get(wanted[0]): return wanted[:number]
     schema = await trio.to_thread.run_sync(expert_schema, self.grid.expert_cls, self.grid.hidden_dim)
-    orphans, mine = [uid for uid in wanted if taken.get(uid)], []
+    orphans, mine = [uid for uid in wanted if taken.get(uid) and uid not in before], []
     free = len(wanted) - len(orphans)
     try:
         # claimed, and so not the same as another volunteer takes at this moment
-        if free: mine = await claim(self.dht, self.grid.pattern, min(number, free), schema=schema)
+        if free: mine = await claim(self.dht, self.grid.pattern, min(number, free), schema=schema, saved=before)
     except ExpertError as error: _log.info('%s', error)
     rest = orphans if mine else wanted  # others were quicker, or there was nothing to claim
+    rest = [uid for uid in rest if uid not in mine]
     return mine + random.sample(rest, min(number - len(mine), len(rest)))
 
 # %% ../../nbs/swarm/03_lending.ipynb #0000001c
@@ -322,7 +339,7 @@ async def lend(
         await lender.settle()
         if not host.addrs: await lender.places.seek(nursery)
         nursery.start_soon(lender.places.run)
-        uids = await lender.choose(num_experts or 16, prefix, optimizer)
+        uids = await lender.choose(num_experts or 16, prefix, optimizer, checkpoint_dir)
         kind = lender.grid.expert_cls, lender.grid.hidden_dim
         make = lambda: [Expert(uid, *kind, optimizer=optimizer, lr=lr, learning=learning, clip=clip, device=device) for uid in uids]
         experts = await trio.to_thread.run_sync(make)

@@ -216,6 +216,12 @@ def _close_all():
     for swarm in list(_swarms): swarm.close()
 
 @patch(as_prop=True)
+def cut_off(self: Swarm) -> bool:
+    "Whether nobody answers who may come back, as after an outage of the network"
+    ended = bool(self.local_peers) and not any(peer.alive for peer in self.local_peers)
+    return not self._closed and not ended and self.roster.cut_off
+
+@patch(as_prop=True)
 def addrs(self: Swarm) -> list[str]:
     "Multiaddrs through which others can join"
     of_peers = [addr for peer in self.local_peers if peer.alive for addr in peer.addrs]

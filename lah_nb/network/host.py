@@ -65,6 +65,7 @@ class Host:
         self.announced = announced_addrs(announce, self.peer_id)
         self.relay, self.punch = relay, punch
         self.methods, self.traffic = ping_methods(), Traffic()
+        self.instance, self.started = os.urandom(8).hex(), 0.  # tells this process from another of the same identity
         self.addrs, self.listening = [], []  # where it can be dialled; where it listens
         self.circuits = []      # where others reach this peer through relays
         self.relays = set()     # the relays that may open circuits to it
@@ -136,6 +137,7 @@ def _protocol_id(protocol: str) -> str: return f'/lah/{protocol}/1'
 async def run(self: Host, *, task_status=trio.TASK_STATUS_IGNORED):
     "Own the host until cancelled; started when it listens"
     for addr in self.listen: check_free(addr)
+    self.started = trio.current_time()
     # to punch takes a port, open from the start; it is announced to nobody
     async with self._host.run(self.listen or [Multiaddr('/ip4/0.0.0.0/tcp/0')] * self.punch):
         try:

@@ -23,7 +23,7 @@ from ..mixture.experts import (
 from ..network.calls import Network, load_identity
 from ..network.host import Host
 from ..network.board import Board
-from ..network.reach import answer_dial_back, find_reach
+from ..network.reach import answer_dial_back, answer_twin, check_own, check_twin, find_reach
 from ..mixture.server import Server, claim, saved_uids
 from ..network.wire import WireError, field
 
@@ -204,13 +204,17 @@ async def run_peer(
     keys = load_identity(identity) if identity else None
     host = Host(listen=listen, announce=announce, identity=keys, relay=relay)
     answer_dial_back(host)
+    answer_twin(host)
     Board(host)
     dht = DHT(host)
     async with trio.open_nursery() as nursery:
         await nursery.start(host.run)
         await nursery.start(dht.run)
+        await check_own(host, seeds.get(host.peer_id, ()))
         if seeds: await dht.join(seeds)
-        if seeds: await ask_for_reach(host)
+        if seeds:
+            await check_twin(host, host.connected())
+            await ask_for_reach(host)
         saved = saved_uids(checkpoint_dir)
         uids = await claim(dht, experts, num_experts, schema=schema, saved=saved) if experts else []
         make = lambda: [Expert(uid, expert_cls, hidden_dim, optimizer=optimizer, lr=lr, learning=learning, clip=clip, device=device) for uid in uids]

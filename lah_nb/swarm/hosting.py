@@ -11,11 +11,12 @@ import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-import msgpack, psutil, torch, trio
+import msgpack, torch, trio
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 
 from ..errors import HELP
+from ..machine import free_memory
 from ..network.addresses import is_loopback, split_addr
 from ..network.dht import DHT, read_addrs
 from ..mixture.experts import (
@@ -160,7 +161,7 @@ def bytes_of(expert_cls: str, hidden_dim: int, optimizer: str = 'adam') -> int:
 def free_bytes(device: str) -> int:
     "Memory that is free there"
     if device.startswith('cuda') and torch.cuda.is_available(): return torch.cuda.mem_get_info()[0]
-    return psutil.virtual_memory().available
+    return free_memory()
 
 def check_memory(number: int, expert_cls: str, hidden_dim: int, optimizer: str, device: str):
     "Raise `ExpertError` if so many experts cannot fit"

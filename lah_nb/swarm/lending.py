@@ -88,13 +88,22 @@ def _owner_lives(path: Path) -> bool:
     except psutil.NoSuchProcess: return False
     except (ValueError, OSError, psutil.Error): return True  # it has not written yet, or it is not ours to see
 
+def _default_path() -> Path | None:
+    "Where a volunteer's identity is kept; None where nothing can be kept, as in a container without a home"
+    try:
+        folder = Path(user_data_dir('lah_nb', appauthor=False))
+        folder.mkdir(parents=True, exist_ok=True)
+        if os.access(folder, os.W_OK): return folder / 'volunteer.key'
+    except (OSError, RuntimeError) as error: _log.info('no place for an identity: %r', error)
+
 def hold_identity(
     path: str | os.PathLike | None = None,  # by default in the user's data folder
     *,
     patience: float = 8.,  # seconds for a volunteer to leave whose kernel is dead
 ) -> tuple[KeyPair, object]:  # the second is the lock: keep it
     "The identity kept at `path`, or, where another process uses it, at `path` with a number"
-    first = Path(path) if path else Path(user_data_dir('lah_nb', appauthor=False)) / 'volunteer.key'
+    if path is None and (path := _default_path()) is None: return new_identity(), None
+    first = Path(path)
     first.parent.mkdir(parents=True, exist_ok=True)
     deadline = time.monotonic() + patience
     for number in range(64):

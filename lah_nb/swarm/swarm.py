@@ -16,6 +16,7 @@ from fastcore.basics import patch
 from .children import LocalPeer, SwarmError
 from ..network.dht import DHT
 from ..errors import LahError
+from ..machine import cores
 from ..mixture.experts import Learning, parse_uids
 from .hosting import Grid, read_grids, read_peers, read_seeds
 from .monitor import Monitor
@@ -146,7 +147,7 @@ def start_peers(self: Swarm,
     if expert_file: options += ['--expert-file', expert_file]
     if num_experts: shares = [['--experts', experts, '--num-experts', str(num_experts)]] * peers
     else: shares = [['--experts', ','.join(uids[i::peers])] for i in range(peers)]
-    threads = max(1, (os.cpu_count() or 1) // (peers + len(self.local_peers)))
+    threads = max(1, cores() // (peers + len(self.local_peers)))
     started, deadline = [], time.monotonic() + timeout
     try:
         for share in shares: started.append(LocalPeer(*share, *options, threads=threads))

@@ -1,9 +1,12 @@
 "The command as a user runs it: processes, signals, exit codes, JSON."
-import json, shutil, signal, socket, subprocess, sys, time, urllib.request
+import json, shlex, shutil, signal, socket, subprocess, sys, time, urllib.request
 from datetime import datetime, timedelta
+from pathlib import Path
 
 import psutil, pytest
 from prometheus_client.parser import text_string_to_metric_families
+
+from lah_nb.command.cli import make_parser
 
 LAH = [sys.executable, '-c', 'import sys; from lah_nb.command.cli import main; sys.exit(main())']
 
@@ -188,3 +191,13 @@ def test_doctor_and_watch(peer):
     watch.send_signal(signal.SIGINT)
     out, _ = watch.communicate(timeout=20)
     assert watch.returncode == 0 and '2 experts on 1 peers' in out and 'Traceback' not in out, out
+
+
+def test_the_commands_of_the_compose_file_are_ours():
+    yaml = pytest.importorskip('yaml')
+    services = yaml.safe_load((Path(__file__).parents[1] / 'compose.yaml').read_text())['services']
+    for service in services.values():
+        [script] = service['command']
+        calls = [shlex.split(line.split('lah-nb ')[1].split(' > ')[0].split('|')[0]) for line in script.replace('\\\n', ' ').splitlines() if 'lah-nb ' in line]
+        for call in calls: make_parser().parse_args(call)
+        assert calls

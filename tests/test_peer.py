@@ -404,3 +404,18 @@ with Peer() as a, Peer(listen=()) as b: print(b.connect(a.addrs[0]))
 def test_without_a_nameserver_all_but_names_works():
     done = subprocess.run([sys.executable, '-c', NO_NAMESERVER], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-500:]
+
+
+def test_a_copied_identity_is_noticed_and_the_first_one_stays(tmp_path):
+    command = [sys.executable, '-m', 'lah_nb', 'peer', '--identity']
+    def start(file, *options): return subprocess.Popen([*command, tmp_path / file, *options], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    first = start('a')
+    try:
+        addr = first.stdout.readline().split()[1]
+        (tmp_path / 'b').write_bytes((tmp_path / 'a').read_bytes())
+        second = start('b', '--join', addr)
+        assert 'is in use' in second.communicate(timeout=30)[1] and second.returncode == 1
+        with Peer(listen=()) as peer: peer.connect(addr)
+    finally:
+        first.kill()
+        first.communicate()

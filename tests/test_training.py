@@ -122,6 +122,18 @@ def test_an_error_comes_up_and_nothing_is_lost(images, error):
     assert sorted(trainer.fit(images).batch) == list(range(30))
 
 
+def test_a_swarm_that_is_out_of_reach_is_waited_for(images):
+    "It is being looked for: however often batches fail meanwhile, fit goes on"
+    swarm = type('Swarm', (), {'cut_off': False})()
+    def act(n):
+        swarm.cut_off = 12 < n <= 20
+        if swarm.cut_off: raise LahError('nobody answers')
+    layer = Layer(act)
+    layer.swarm = swarm
+    trainer = Trainer(small(layer), in_flight=4, retries=2, progress=False)
+    assert sorted(trainer.fit(images, steps=30).batch) == list(range(30)) and not trainer.waiting
+
+
 def test_an_error_in_on_step(images):
     trainer = Trainer(small(), progress=False)
     def on_step(row):

@@ -195,7 +195,7 @@ def _peer(args) -> dict:
     with ExitStack() as stack:
         metrics, weather = _open_metrics(args, stack), Weather.told(args.delay, args.drop, args.bandwidth)
         lay = lambda network: weather.calm or stack.enter_context(weather.over(network))
-        ready = partial(_ready, serving=serving, metrics=metrics, lay=lay)
+        ready = partial(_ready, serving=serving, metrics=metrics, lay=lay, owned=args.owned)
         trio.run(_serve, host, serving, ready, tell if args.owned else None)
     if not serving: return {'peer_id': None, 'experts': 0, 'updates': 0, 'seconds': 0.}
     server, experts = serving['server'], serving['server'].experts
@@ -218,15 +218,16 @@ async def _serve(host, serving: dict, ready, tell):
     import trio
     stop = trio.Event()
     async with trio.open_nursery() as nursery:
-        if tell: _obey_stdin(stop, tell, trio.lowlevel.current_trio_token())
+        if tell: _obey_stdin(stop, tell, trio.lowlevel.current_trio_token(), serving)
         nursery.start_soon(_stop_on_signal, stop, serving, nursery.cancel_scope)
         await host(ready=ready, stop=stop)
         nursery.cancel_scope.cancel()
 
-def _ready(server, *, serving: dict, metrics, lay):
+def _ready(server, *, serving: dict, metrics, lay, owned: bool):
     "Say where it can be reached, now that it can serve"
     serving.update(server=server, start=time.time())
     lay(server.network)
+    if owned: server.on_leave = partial(print, 'leaving', flush=True)  # its owner gives it time to save
     if metrics:
         from lah_nb.command.metrics import in_trio, peer_metrics
         metrics.collect = in_trio(lambda: peer_metrics(server))
@@ -242,7 +243,7 @@ async def _stop_on_signal(stop, serving, scope):
             if stop.is_set() or not serving: scope.cancel()  # somebody is in a hurry, or there is nothing to leave
             stop.set()
 
-def _obey_stdin(stop, tell, token, patience: float = 8.):
+def _obey_stdin(stop, tell, token, serving: dict, patience: float = 8.):
     "A child does what its kernel says, line by line, and dies with it"
     import trio
     def pass_on(line):
@@ -252,10 +253,10 @@ def _obey_stdin(stop, tell, token, patience: float = 8.):
         try:
             for line in sys.stdin: token.run_sync_soon(pass_on, line.strip())
         except (OSError, ValueError): pass  # a closed pipe is what it waits for
-        end = threading.Timer(patience, os._exit, [1])
-        end.daemon = True
-        end.start()
         token.run_sync_soon(stop.set)
+        deadline = time.monotonic() + patience
+        while time.monotonic() < deadline or getattr(serving.get('server'), 'saving', False): time.sleep(0.1)
+        os._exit(1)
     threading.Thread(target=wait, name='lah-owner', daemon=True).start()
 
 # %% ../../nbs/command/05_cli.ipynb #0000000b

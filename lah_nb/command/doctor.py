@@ -11,9 +11,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 
-import psutil
-
 from ..errors import HELP, LahError
+from ..machine import cores, free_memory
 
 # %% ../../nbs/command/03_doctor.ipynb #00000006
 @dataclass(frozen=True)
@@ -53,11 +52,13 @@ def _software() -> Iterator[Check]:
 _started = time.time() - time.monotonic()
 
 def _machine() -> Iterator[Check]:
-    cores = os.cpu_count() or 1
-    yield _check('cores', cores > 1, str(cores), 'peers and trainer will take turns')
+    n, whole = cores(), os.cpu_count() or 1
+    of = f' of the {whole} of this computer' if n < whole else ''
+    yield _check('cores', n > 1, f'{n}{of}', 'peers and trainer will take turns')
     yield _memory()
     yield from _accelerator()
-    disk = shutil.disk_usage(os.path.expanduser('~')).free
+    yield _home()
+    disk = shutil.disk_usage(os.getcwd()).free
     yield _check('free disk', disk > 1 << 30, f'{disk / 2**30:.1f} GiB', 'checkpoints and data sets need some')
     drift = abs(time.time() - time.monotonic() - _started)
     steady, jumped = drift < 2, 'records carry the time they have left, so swarms bear it; logs will not'
@@ -68,8 +69,15 @@ def _machine() -> Iterator[Check]:
     yield _check('LAH_DATA', there, 'set' if folder else 'not set', download)
 
 # %% ../../nbs/command/03_doctor.ipynb #00000017
+def _home() -> Check:
+    "A volunteer keeps its identity there, data sets are kept there"
+    home = os.path.expanduser('~')
+    why = 'has none' if not os.path.isdir(home) else '' if os.access(home, os.W_OK) else 'cannot be written'
+    remedy = 'a volunteer has a new identity each time; name files and folders that can be written: --identity, LAH_DATA, --report'
+    return _check('home folder', not why, why or 'can be written', remedy)
+
 def _memory() -> Check:
-    free = psutil.virtual_memory().available
+    free = free_memory()
     remedy = 'a peer takes about 0.35 GiB and its experts; start fewer'
     otherwise = 'note' if free > 700 << 20 else 'bad'
     return _check('free memory', free > 2 << 30, f'{free / 2**30:.1f} GiB', remedy, otherwise=otherwise)

@@ -566,6 +566,7 @@ def expert_path(
 def save_expert(
     expert: Expert,
     folder: str,  # made if it is not there
+    tensors: dict[str, torch.Tensor] | None = None,  # its `state` of a moment ago; None: of now
 ) -> Path:
     "Write `expert` to `folder`, whole or not at all"
     path = expert_path(folder, expert.uid)
@@ -574,7 +575,7 @@ def save_expert(
     about['learning'] = json.dumps(asdict(expert.learning))
     part = path.with_name(f'.{path.name}.{os.getpid()}.part')
     try:
-        part.write_bytes(save(expert.state(), metadata=about))
+        part.write_bytes(save(expert.state() if tensors is None else tensors, metadata=about))
         os.replace(part, path)
     finally: part.unlink(missing_ok=True)
     return path

@@ -148,11 +148,15 @@ class Roster:
                 _log.debug('probe: %s', error)
                 await self.network.drop(peer_id)  # whatever still waits for it need not
             else: break
-            await trio.sleep(pause)
+            await self._rest(pause)
             pause = min(2 * pause, LONGEST_PAUSE)
-        await trio.sleep(pause - 0.5)
+        await self._rest(pause - 0.5)
         del self.benched[peer_id]
         self._changed()
+
+    async def _rest(self, seconds: float):
+        "Wait, but no longer than until the swarm, lost as a whole, is found again: then it was not that peer"
+        with trio.move_on_after(seconds): await self.dht.back.wait()
 
 # %% ../../nbs/mixture/05_roster.ipynb #0000000b
 def _name(prefix: str, indices: Sequence[int]) -> str: return '.'.join([prefix, *map(str, indices)])
@@ -215,6 +219,12 @@ def hosts_of(self: Roster, uid: str) -> list[Hosted]:
     "The living hosts of an expert, replicas included"
     known = self._hosts.get(uid.rpartition('.')[0], {}).get(uid, {})
     return [hosted for peer_id, (_, hosted) in known.items() if peer_id not in self.benched]
+
+@patch(as_prop=True)
+def cut_off(self: Roster) -> bool:
+    "Whether nobody answers: no peer of the swarm, or none of the hosts that are known"
+    hosts = {peer for uids in list(self._hosts.values()) for found in list(uids.values()) for peer in found}
+    return not self.dht.peers or bool(hosts) and hosts <= self.benched.keys()
 
 @patch
 def living_cells(self: Roster, prefix: str, grid: Sequence[int]) -> Tensor:  # (n, d) int64

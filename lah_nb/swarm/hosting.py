@@ -11,11 +11,12 @@ import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-import msgpack, psutil, torch, trio
+import msgpack, torch, trio
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 
 from ..errors import HELP
+from ..machine import free_memory
 from ..network.addresses import is_loopback, split_addr
 from ..network.dht import DHT, read_addrs
 from ..mixture.experts import (
@@ -23,8 +24,8 @@ from ..mixture.experts import (
 from ..network.calls import Network, load_identity
 from ..network.host import Host
 from ..network.board import Board
-from ..network.reach import answer_dial_back, find_reach
-from ..mixture.server import Server, claim
+from ..network.reach import answer_dial_back, answer_twin, check_own, check_twin, find_reach
+from ..mixture.server import Server, claim, saved_uids
 from ..network.wire import WireError, field
 
 # %% ../../nbs/swarm/02_hosting.ipynb #00000006
@@ -160,7 +161,7 @@ def bytes_of(expert_cls: str, hidden_dim: int, optimizer: str = 'adam') -> int:
 def free_bytes(device: str) -> int:
     "Memory that is free there"
     if device.startswith('cuda') and torch.cuda.is_available(): return torch.cuda.mem_get_info()[0]
-    return psutil.virtual_memory().available
+    return free_memory()
 
 def check_memory(number: int, expert_cls: str, hidden_dim: int, optimizer: str, device: str):
     "Raise `ExpertError` if so many experts cannot fit"
@@ -204,15 +205,19 @@ async def run_peer(
     keys = load_identity(identity) if identity else None
     host = Host(listen=listen, announce=announce, identity=keys, relay=relay)
     answer_dial_back(host)
+    answer_twin(host)
     Board(host)
     dht = DHT(host)
     async with trio.open_nursery() as nursery:
         await nursery.start(host.run)
         await nursery.start(dht.run)
+        await check_own(host, seeds.get(host.peer_id, ()))
         if seeds:
             await dht.join(seeds)
+            await check_twin(host, host.connected())
             await ask_for_reach(host)
-        uids = await claim(dht, experts, num_experts, schema=schema) if experts else []
+        saved = saved_uids(checkpoint_dir)
+        uids = await claim(dht, experts, num_experts, schema=schema, saved=saved) if experts else []
         make = lambda: [Expert(uid, expert_cls, hidden_dim, optimizer=optimizer, lr=lr, learning=learning, clip=clip, device=device) for uid in uids]
         server = Server(host, dht, await trio.to_thread.run_sync(make), checkpoint_dir=checkpoint_dir)
         serve_states(server)

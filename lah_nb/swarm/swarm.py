@@ -16,6 +16,7 @@ from fastcore.basics import patch
 from .children import LocalPeer, SwarmError
 from ..network.dht import DHT
 from ..errors import LahError
+from ..machine import cores
 from ..mixture.experts import Learning, parse_uids
 from .hosting import Grid, read_grids, read_peers, read_seeds
 from .monitor import Monitor
@@ -146,7 +147,7 @@ def start_peers(self: Swarm,
     if expert_file: options += ['--expert-file', expert_file]
     if num_experts: shares = [['--experts', experts, '--num-experts', str(num_experts)]] * peers
     else: shares = [['--experts', ','.join(uids[i::peers])] for i in range(peers)]
-    threads = max(1, (os.cpu_count() or 1) // (peers + len(self.local_peers)))
+    threads = max(1, cores() // (peers + len(self.local_peers)))
     started, deadline = [], time.monotonic() + timeout
     try:
         for share in shares: started.append(LocalPeer(*share, *options, threads=threads))
@@ -214,6 +215,12 @@ def close(self: Swarm):
 @atexit.register
 def _close_all():
     for swarm in list(_swarms): swarm.close()
+
+@patch(as_prop=True)
+def cut_off(self: Swarm) -> bool:
+    "Whether nobody answers who may come back, as after an outage of the network"
+    ended = bool(self.local_peers) and not any(peer.alive for peer in self.local_peers)
+    return not self._closed and not ended and self.roster.cut_off
 
 @patch(as_prop=True)
 def addrs(self: Swarm) -> list[str]:

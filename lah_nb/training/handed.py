@@ -91,7 +91,7 @@ def handed(
     data,  # our own (`load_digits()`, ...); a `DataLoader`; a dataset of torch or Hugging Face
 ):
     "`data` with `batch(i, size)`, `batches_per_epoch(size)` and `tests(size)`"
-    if hasattr(data, 'batch') or hasattr(data, 'tests'): return data
+    if hasattr(data, 'batches_per_epoch') or hasattr(data, 'tests'): return data  # `datasets` have a `batch` of their own
     if isinstance(data, DataLoader): return Stream(data)
     if isinstance(data, IterableDataset) or hasattr(data, '_ex_iterable'): return Stream(DataLoader(data, batch_size=32, collate_fn=_collate))
     if isinstance(data, Mapping):

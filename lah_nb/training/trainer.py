@@ -55,6 +55,12 @@ def call_stats(model: nn.Module) -> dict:  # `calls`, `failed_calls`, `hedged_ca
         for uid, rows in counted['served'].items(): served[uid] = served.get(uid, 0) + rows
     return totals | {'served': served}
 
+# %% ../../nbs/training/06_trainer.ipynb #0000003d
+def _cut_off(model: nn.Module) -> bool:
+    "Whether a layer's swarm is out of reach as a whole, as when this computer has lost its network"
+    swarms = {id(swarm): swarm for m in model.modules() if (swarm := getattr(m, 'swarm', None)) is not None}
+    return any(getattr(swarm, 'cut_off', False) for swarm in swarms.values())
+
 # %% ../../nbs/training/06_trainer.ipynb #0000000e
 def _check_scheduler(optimizer: torch.optim.Optimizer, schedule):
     "Raise `TrainingError` at a scheduler of torch that would be overruled, or moves another optimizer"
@@ -100,6 +106,7 @@ class Trainer:
         self.times = dict(data=0.0, forward=0.0, backward=0.0, step=0.0)  # seconds, summed over the batches in flight
         self._lock, self._replicas = threading.RLock(), {}
         self._failed_in_a_row, self._stats_before = 0, call_stats(model)
+        self.waiting = False  # for a swarm of which nobody answers at the moment
         self._age, self._pending = self.in_flight - 1., 0  # batches that pass a batch in flight; gradients that wait for a step
         self.share = share
         self.sharing = Sharing(model, share, self._lock, lambda: self.samples) if share else None
@@ -178,7 +185,7 @@ def _train_batch(self: Trainer, data, i: int, slot: int, over: threading.Event):
         lr = group['lr'] if isinstance(self.schedule, LRScheduler) else group['initial_lr'] * self._rate()
         self.step += 1
         self.samples += y.numel()
-        self._failed_in_a_row = 0
+        self._failed_in_a_row, self.waiting = 0, False
         clock.append(time.perf_counter())
         for name, start, end in zip(self.times, clock, clock[1:]): self.times[name] += end - start
         told = dict(expert_staleness=_expert_staleness(layers), in_flight=self.in_flight, lr=lr)
@@ -281,10 +288,13 @@ def _attempt(self: Trainer, data, i: int, slot: int, over: threading.Event):
             self.ledger.done(i)
             # a batch that makes NaNs would make them again
             if not isinstance(error, TrainingError): self.ledger.again.add(i)
-            self._failed_in_a_row += 1
+            self.waiting = isinstance(error, LahError) and _cut_off(self.model)
+            if not self.waiting:
+                self._failed_in_a_row += 1
+                self.failures.append((i, error))
             failed = self._failed_in_a_row
-            self.failures.append((i, error))
         if not isinstance(error, LahError) or failed > self.retries: raise
+        if self.waiting: over.wait(1.)  # the swarm is being looked for; that is no failure of its own
     over.wait(min(2.0, 0.05 * 2 ** failed))
 
 # %% ../../nbs/training/06_trainer.ipynb #00000018
@@ -343,7 +353,7 @@ def fit(self: Trainer,
             if whole: steps = math.ceil((epochs or 1) * data.batches_per_epoch(self.batch_size))
             last = self.step + steps if steps else None
             if steps or seconds: self.plan = Plan(self.step, last, seconds, began=self.seconds)
-            self._failed_in_a_row = 0
+            self._failed_in_a_row, self.waiting = 0, False
             self.watch.start()
             with self.sharing or nullcontext(), self._bar() as bar: self._follow(data, eval_every, self._shower(bar, on_step))
             if not self.conductor.stopping: self.plan = None
@@ -400,6 +410,7 @@ def _shower(self: Trainer, bar: tqdm, on_step: Callable | None) -> Callable:
             scores = {name: f'{row[name]:.3g}' for name in ('loss', 'test_accuracy', 'test_perplexity') if name in row}
             bar.set_postfix(scores, refresh=False)
             if on_step: on_step(row)
+        bar.set_description('nobody of the swarm answers, waiting' if self.waiting else None)
     return show
 
 # %% ../../nbs/training/06_trainer.ipynb #0000001b

@@ -41,6 +41,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                        'lah_nb.command.doctor._accelerator': ( 'command/doctor.html#_accelerator',
                                                                                'lah_nb/command/doctor.py'),
                                        'lah_nb.command.doctor._all_heard': ('command/doctor.html#_all_heard', 'lah_nb/command/doctor.py'),
+                                       'lah_nb.command.doctor._arrays': ('command/doctor.html#_arrays', 'lah_nb/command/doctor.py'),
                                        'lah_nb.command.doctor._check': ('command/doctor.html#_check', 'lah_nb/command/doctor.py'),
                                        'lah_nb.command.doctor._home': ('command/doctor.html#_home', 'lah_nb/command/doctor.py'),
                                        'lah_nb.command.doctor._machine': ('command/doctor.html#_machine', 'lah_nb/command/doctor.py'),

@@ -7,7 +7,7 @@ __all__ = ['NEEDED', 'FOR_NOTEBOOKS', 'Check', 'examine']
 
 # %% ../../nbs/command/03_doctor.ipynb #00000003
 import os, platform, shutil, socket, sys, time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 
@@ -47,6 +47,14 @@ def _software() -> Iterator[Check]:
         how = f'pip install {name}' + (f' (see {HELP}#fastecdsa)' if name == 'libp2p' else '')
         try: yield Check(name, 'good', version(name))
         except PackageNotFoundError: yield Check(name, 'bad' if name in NEEDED else 'note', 'not installed', how)
+    yield from _arrays()
+
+def _arrays(version: Callable[[str], str] = version) -> Iterator[Check]:
+    "Whether this torch knows this numpy; the last torch for Intel Macs knows no numpy 2"
+    try: torch, numpy = (tuple(map(int, version(name).split('.')[:2])) for name in ('torch', 'numpy'))
+    except PackageNotFoundError: return  # said above
+    remedy = f'torch {version("torch")} was built for numpy 1, and fails with "Numpy is not available": pip install "numpy<2"'
+    yield _check('numpy', torch >= (2, 3) or numpy < (2, 0), version('numpy'), remedy, otherwise='bad')
 
 # %% ../../nbs/command/03_doctor.ipynb #00000011
 _started = time.time() - time.monotonic()

@@ -304,7 +304,7 @@ async def make_calls(
         await trio.sleep(pause)
         for ask in list(round.unhedged): trouble(ask)
     async def one(ask):
-        left = round.began + timeout - trio.current_time()
+        left = max(round.began + timeout - trio.current_time(), 0.)
         with roster.calling(ask.call.peer_id): outcome = await _make_call(network, roster, ask, left, codec, trouble)
         round.note(outcome, ask, now := trio.current_time())
         if round.over: return scope.cancel()
@@ -314,9 +314,8 @@ async def make_calls(
         async with trio.open_nursery() as nursery:
             for ask in asks: nursery.start_soon(one, ask)
     lost = given_up(round, trio.current_time())
-    for outcome in lost:
-        if outcome.needless or roster.heard_since(outcome.call.peer_id, outcome.seconds): continue
-        roster.bench(outcome.call.peer_id, 'late')
+    for ask, outcome in zip(round.away, lost):
+        if not outcome.needless: roster.doubt(outcome.call.peer_id, outcome.seconds, ask.size)
     return round.outcomes + lost
 
 # %% ../../nbs/mixture/07_dispatch.ipynb #00000010

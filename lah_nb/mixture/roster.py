@@ -75,6 +75,7 @@ class Roster:
         self.benched = {}  # peer id -> Benched
         self.calls = {}  # peer id -> [calls in flight, calls begun so far], for those who watch
         self._late = {}  # peer id -> how often it was benched in a row
+        self._doubted = set()  # ids of peers that are pinged, for a call of theirs was given up
         self._usual = {}  # peer id -> its `Usual`
         self._masks = {}  # (prefix, size) -> (until when, who follows it alive)
         self._cells = {}  # (prefix, grid) -> (until when, inhabited cells)
@@ -137,6 +138,25 @@ class Roster:
     def overtaken(self, peer_id: str, seconds: float) -> bool:
         "Has this peer answered a call that began later than `seconds` ago?"
         return peer_id in self._usual and self.clock() - self._usual[peer_id].begun < seconds - MARGIN
+
+    def doubt(
+        self,
+        peer_id: str,
+        waited: float,  # seconds
+        size: int = 0,  # bytes of the call and its answer
+    ):
+        "A call was given up: bench its peer if it waited longer than usual, and if not, unless a ping comes back"
+        if self.heard_since(peer_id, waited) or peer_id in self._doubted: return
+        longest = self.longest(peer_id, size)
+        if longest is not None and waited > longest: return self.bench(peer_id, 'late')
+        self._doubted.add(peer_id)
+        self._nursery.start_soon(self._doubt, peer_id, self.suspect_after(peer_id))
+
+    async def _doubt(self, peer_id: str, timeout: float):
+        try: await self.network.call(peer_id, 'call.ping', {}, timeout=timeout)
+        except LahError:
+            if not self.heard_since(peer_id, timeout): self.bench(peer_id, 'late')
+        self._doubted.discard(peer_id)
 
     async def _probe(self, peer_id: str):
         pause = min(0.25 * 2 ** self._late.get(peer_id, 1), LONGEST_PAUSE)

@@ -125,7 +125,7 @@ def _calling(line: _Line, call: Callable) -> Callable:
         lost, until = line.lost(), trio.current_time() + timeout
         with trio.move_on_after(timeout):
             await line.travel('up', peer_id, tensors, codec, lost)
-            left = until - trio.current_time()
+            left = max(until - trio.current_time(), 0.)
             answer = await call(peer_id, method, meta, tensors, timeout=left, codec=codec, check=check)
             await line.travel('down', peer_id, answer[1], codec, lost)
             return answer

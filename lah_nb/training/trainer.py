@@ -83,7 +83,7 @@ class Trainer:
         clip: float = 1.0,  # largest norm of the gradient
         schedule: Callable[[float], float] | LRScheduler = cosine(0),  # multiplies all learning rates; from the progress of a fit, 0 to 1
         warmup: int = 100,  # batches over which rates rise at first, if they are less than a twentieth of the fit
-        retries: int = 8,  # failures on the swarm in a row that are borne before `fit` raises the last
+        retries: int = 8,  # failures on the swarm in a row, one after another, that are borne before `fit` raises the last
         drain: float = 10.0,  # seconds that batches in flight may take to come home after an interrupt
         seed: int = 0,  # of the order of the batches
         share: str | None = None,  # a name: keep gate and trunk together with other trainers who share it
@@ -105,7 +105,7 @@ class Trainer:
         self.failures = []  # (batch, exception) of batches that failed and were handed out again
         self.times = dict(data=0.0, forward=0.0, backward=0.0, step=0.0)  # seconds, summed over the batches in flight
         self._lock, self._replicas = threading.RLock(), {}
-        self._failed_in_a_row, self._stats_before = 0, call_stats(model)
+        self._failed_in_a_row, self._failed_at, self._stats_before = 0, 0., call_stats(model)
         self.waiting = False  # for a swarm of which nobody answers at the moment
         self._age, self._pending = self.in_flight - 1., 0  # batches that pass a batch in flight; gradients that wait for a step
         self.share = share
@@ -278,6 +278,7 @@ TRACE_EVERY = 20  # batches
 @patch
 def _attempt(self: Trainer, data, i: int, slot: int, over: threading.Event):
     "Train on batch `i`; on this thread's slot, and with failures of the swarm borne"
+    began = time.monotonic()
     try:
         with recording() if i % TRACE_EVERY == 0 else nullcontext() as spans: self._train_batch(data, i, slot, over)
         self.timeline = spans or self.timeline
@@ -290,8 +291,9 @@ def _attempt(self: Trainer, data, i: int, slot: int, over: threading.Event):
             if not isinstance(error, TrainingError): self.ledger.again.add(i)
             self.waiting = isinstance(error, LahError) and _cut_off(self.model)
             if not self.waiting:
-                self._failed_in_a_row += 1
                 self.failures.append((i, error))
+                if began > self._failed_at:  # what was in flight together fails together
+                    self._failed_in_a_row, self._failed_at = self._failed_in_a_row + 1, time.monotonic()
             failed = self._failed_in_a_row
         if not isinstance(error, LahError) or failed > self.retries: raise
         if self.waiting: over.wait(1.)  # the swarm is being looked for; that is no failure of its own

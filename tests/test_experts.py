@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+from lah_nb.mixture.ffn import FeedForward
 from lah_nb.mixture.experts import (BETAS, EXPERTS, MAX_UIDS, BadGradient, Expert, ExpertError, Schema, expert_schema, load_expert, load_expert_file, parse_uids,
                             register_expert, save_expert, split_uid)
 
@@ -241,3 +242,20 @@ def test_an_owner_says_how_experts_learn(tmp_path):
 @pytest.mark.parametrize('device', ['meta', 'cuda:7', 'nonsense'])
 def test_a_device_that_cannot_compute_is_found_out_first(device):
     with pytest.raises(ExpertError, match='#device'): Expert('e.0', 'ffn', 8, device=device)
+
+
+@pytest.mark.parametrize('optimizer', ['adam', 'sgd'])
+@pytest.mark.parametrize('rows', [1, 7, 40])
+def test_the_written_out_backward_learns_as_autograd_does(optimizer, rows):
+    class Derived(FeedForward): pass  # inherits the method, and is not trusted to have the same forward
+    register_expert('derived', example=lambda hidden_dim: torch.zeros(2, hidden_dim))(Derived)
+    written, recorded = (Expert('ffn.0', name, 24, optimizer=optimizer, seed=3) for name in ('ffn', 'derived'))
+    assert written.written and not recorded.written
+    torch.manual_seed(rows)
+    for _ in range(8):
+        x, grad = torch.randn(rows, 24), torch.randn(rows, 24).bfloat16().float()
+        gx, due = written.backward(x, grad), recorded.backward(x, grad)
+        torch.testing.assert_close(gx, due, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(written.flat, recorded.flat, rtol=1e-4, atol=2e-5)
+    for name, moment in written.moments.items(): torch.testing.assert_close(moment, recorded.moments[name], rtol=1e-3, atol=1e-5)
+    torch.testing.assert_close(written.forward(x), recorded.forward(x), rtol=1e-4, atol=1e-5)

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['MAX_UIDS', 'EXPERTS', 'OPTIMIZERS', 'BETAS', 'ExpertError', 'BadGradient', 'split_uid', 'parse_uids', 'Schema',
-           'ExpertClass', 'register_expert', 'FeedForward', 'TransformerLayer', 'Nop', 'expert_schema',
-           'load_expert_file', 'Learning', 'check_device', 'Expert', 'expert_path', 'save_expert', 'load_expert']
+           'ExpertClass', 'register_expert', 'TransformerLayer', 'Nop', 'expert_schema', 'load_expert_file', 'Learning',
+           'check_device', 'Expert', 'expert_path', 'save_expert', 'load_expert']
 
 # %% ../../nbs/mixture/01_experts.ipynb #00000003
 import importlib.util, json, math, os, re, sys, threading, zlib
@@ -25,6 +25,7 @@ from torch.optim.adam import adam
 from torch.optim.sgd import sgd
 
 from ..errors import LahError
+from .ffn import FeedForward
 
 # %% ../../nbs/mixture/01_experts.ipynb #00000006
 class ExpertError(LahError):
@@ -136,17 +137,7 @@ def register_expert(
     return register
 
 # %% ../../nbs/mixture/01_experts.ipynb #00000013
-@register_expert('ffn', example=lambda hidden_dim: torch.zeros(2, hidden_dim))
-class FeedForward(nn.Module):
-    "The paper's block: h → 4h → 4h → h, LayerNorm and ReLU between, residual"
-    def __init__(self, hidden_dim: int):
-        super().__init__()
-        inner = 4 * hidden_dim
-        self.layers = nn.Sequential(
-            nn.Linear(hidden_dim, inner), nn.LayerNorm(inner), nn.ReLU(),
-            nn.Linear(inner, inner), nn.LayerNorm(inner), nn.ReLU(),
-            nn.Linear(inner, hidden_dim))
-    def forward(self, x): return x + self.layers(x)
+register_expert('ffn', example=lambda hidden_dim: torch.zeros(2, hidden_dim))(FeedForward)
 
 @register_expert('transformer', example=lambda hidden_dim: torch.zeros(2, 8, hidden_dim), any_length=True)
 class TransformerLayer(nn.TransformerEncoderLayer):
@@ -356,6 +347,8 @@ class Expert:
             see = 'memory' if 'memory' in str(e) else 'device'
             raise ExpertError(f'{uid} cannot be put on the device {str(device)!r} ({_in_a_line(e)})', see=see) from e
         self.parameters = [p for p in self.module.parameters() if p.requires_grad]
+        written = 'backward_into' in vars(type(self.module))  # a subclass may have another forward
+        self.written = written and all(p.requires_grad for p in self.module.parameters())
         self.flat, self.grad = _flatten(self.parameters), None
         self.optimizer, self.lr = optimizer, lr
         self.betas = tuple(betas)
@@ -483,6 +476,7 @@ def _accumulate(self: Expert, parts: list[tuple]) -> list[torch.Tensor]:
 @patch
 def _backward_piece(self: Expert, x: torch.Tensor, grad: torch.Tensor, seed: int | None) -> torch.Tensor:
     x = x.detach()
+    if self.written: return self.module.backward_into(x, grad.to(x.dtype), [p.grad for p in self.parameters]).cpu()
     with torch.enable_grad():
         if x.is_floating_point(): x.requires_grad_()
         y = self._run(x, seed)

@@ -1460,6 +1460,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                'lah_nb/training/trainer.py'),
                                          'lah_nb.training.trainer._expert_staleness': ( 'training/trainer.html#_expert_staleness',
                                                                                         'lah_nb/training/trainer.py'),
+                                         'lah_nb.training.trainer._pause': ('training/trainer.html#_pause', 'lah_nb/training/trainer.py'),
                                          'lah_nb.training.trainer._read_checkpoint': ( 'training/trainer.html#_read_checkpoint',
                                                                                        'lah_nb/training/trainer.py'),
                                          'lah_nb.training.trainer._shapes': ('training/trainer.html#_shapes', 'lah_nb/training/trainer.py'),

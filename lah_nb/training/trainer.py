@@ -275,6 +275,10 @@ def _write_down(self: Trainer, **about):
 # %% ../../nbs/training/06_trainer.ipynb #00000016
 TRACE_EVERY = 20  # batches
 
+def _pause(failed: int) -> float:
+    "Seconds to wait after so many failures in a row"
+    return min(2.0, 0.05 * 2 ** failed)
+
 @patch
 def _attempt(self: Trainer, data, i: int, slot: int, over: threading.Event):
     "Train on batch `i`; on this thread's slot, and with failures of the swarm borne"
@@ -297,7 +301,7 @@ def _attempt(self: Trainer, data, i: int, slot: int, over: threading.Event):
             failed = self._failed_in_a_row
         if not isinstance(error, LahError) or failed > self.retries: raise
         if self.waiting: over.wait(1.)  # the swarm is being looked for; that is no failure of its own
-    over.wait(min(2.0, 0.05 * 2 ** failed))
+    over.wait(_pause(failed))
 
 # %% ../../nbs/training/06_trainer.ipynb #00000018
 @patch
@@ -437,14 +441,15 @@ def _targets(y: torch.Tensor) -> int:
     "Those that count: classes from 0 on, and every number of a regression"
     return y.numel() if y.is_floating_point() else int((y >= 0).sum())
 
-def _test_batch(model: nn.Module, x: torch.Tensor, y: torch.Tensor, tries: int = 3) -> tuple[float, int, int]:
+def _test_batch(model: nn.Module, x: torch.Tensor, y: torch.Tensor, retries: int) -> tuple[float, int, int]:
     "Loss, right predictions and targets of a batch; failures of the swarm are borne"
-    for attempt in range(tries):
+    for failed in range(1, retries + 2):
         try:
             with torch.no_grad(): loss, right = objective(model, x, y)
             return loss.item(), right, _targets(y)
         except LahError:
-            if attempt == tries - 1: raise
+            if failed > retries: raise
+        time.sleep(_pause(failed))
 
 # %% ../../nbs/training/06_trainer.ipynb #0000003a
 @patch
@@ -466,7 +471,7 @@ def evaluate(self: Trainer,
     replicas = {}
     def work(j, slot):
         if slot not in replicas: replicas[slot] = self.replica(slot, train=False)
-        return _test_batch(replicas[slot], *batches[j])
+        return _test_batch(replicas[slot], *batches[j], self.retries)
     hidden = not (self.progress if progress is None else progress)
     try:
         with closing(in_flight(work, take, limit, drain=self.drain)) as results, \

@@ -1,5 +1,5 @@
 "The layer over real processes: equal to one process, and calm when peers die."
-import copy, os, signal, threading, time
+import copy, gc, os, signal, threading, time
 
 import pytest, torch
 from conftest import freeze, until
@@ -234,3 +234,21 @@ def test_a_peer_dies_during(how, when):
             deadline = time.monotonic() + 30
             while victim.peer_id in swarm.roster.benched and time.monotonic() < deadline: time.sleep(0.1)
             assert victim.peer_id not in swarm.roster.benched
+
+
+def test_tensors_go_without_pythons_collector():
+    with Swarm.local(peers=1, experts='ffn.[0:2].[0:2]', hidden_dim=16) as swarm:
+        layer = DMoE(swarm, 16, grid=(2, 2), k=2)
+        step = lambda: layer(torch.randn(8, 16, requires_grad=True)).sum().backward()
+        step()
+        gc.collect()
+        gc.disable()
+        try:
+            for _ in range(3): step()
+            gc.set_debug(gc.DEBUG_SAVEALL)
+            gc.collect()
+            assert not [o for o in gc.garbage if isinstance(o, torch.Tensor)]
+        finally:
+            gc.set_debug(0)
+            gc.garbage.clear()
+            gc.enable()

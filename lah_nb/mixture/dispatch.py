@@ -283,6 +283,37 @@ def _outcome(call: Call, meta: dict, tensor: Tensor, seconds: float) -> Outcome:
     return Outcome(call, list(meta['ok']), failed, tensor, seconds, *spent_there(meta, seconds), updates=updates)
 
 # %% ../../nbs/mixture/07_dispatch.ipynb #00000021
+@dataclass(eq=False)
+class _Driver:
+    "Makes the calls of a `Round`; an object, for closures that know each other would keep its tensors until Python's collector comes by"
+    network: Network
+    roster: Roster
+    round: Round
+    codec: str
+    scope: trio.CancelScope
+    nursery: trio.Nursery | None = None
+
+    async def run(self):
+        with self.scope:
+            async with trio.open_nursery() as self.nursery:
+                for ask in self.round.asks: self.nursery.start_soon(self._one, ask)
+
+    async def _one(self, ask: Ask):
+        left = max(self.round.began + self.round.timeout - trio.current_time(), 0.)
+        with self.roster.calling(ask.call.peer_id):
+            outcome = await _make_call(self.network, self.roster, ask, left, self.codec, self._trouble)
+        self.round.note(outcome, ask, now := trio.current_time())
+        if self.round.over: return self.scope.cancel()
+        self.scope.deadline = self.round.deadline
+        if pause := late_after(self.round, now): self.nursery.start_soon(self._hedge_late, pause)
+
+    def _trouble(self, ask: Ask):
+        for other in hedges_of(self.round, ask): self.nursery.start_soon(self._one, other)
+
+    async def _hedge_late(self, pause: float):
+        await trio.sleep(pause)
+        for ask in list(self.round.unhedged): self._trouble(ask)
+
 async def make_calls(
     network: Network,
     roster: Roster,
@@ -297,22 +328,7 @@ async def make_calls(
     "All calls at once, until every expert has answered, or enough have and the grace is over"
     longest = lambda ask: roster.longest(ask.call.peer_id, ask.size)
     round = Round(asks, trio.current_time(), timeout, grace, enough, hedge, longest)
-    scope = trio.CancelScope(deadline=round.deadline)
-    def trouble(ask):
-        for other in hedges_of(round, ask): nursery.start_soon(one, other)
-    async def hedge_late(pause):
-        await trio.sleep(pause)
-        for ask in list(round.unhedged): trouble(ask)
-    async def one(ask):
-        left = max(round.began + timeout - trio.current_time(), 0.)
-        with roster.calling(ask.call.peer_id): outcome = await _make_call(network, roster, ask, left, codec, trouble)
-        round.note(outcome, ask, now := trio.current_time())
-        if round.over: return scope.cancel()
-        scope.deadline = round.deadline
-        if pause := late_after(round, now): nursery.start_soon(hedge_late, pause)
-    with scope:
-        async with trio.open_nursery() as nursery:
-            for ask in asks: nursery.start_soon(one, ask)
+    await _Driver(network, roster, round, codec, trio.CancelScope(deadline=round.deadline)).run()
     lost = given_up(round, trio.current_time())
     for ask, outcome in zip(round.away, lost):
         if not outcome.needless: roster.doubt(outcome.call.peer_id, outcome.seconds, ask.size)

@@ -302,6 +302,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                         'lah_nb.mixture.experts._mean_rate': ( 'mixture/experts.html#_mean_rate',
                                                                                'lah_nb/mixture/experts.py'),
                                         'lah_nb.mixture.experts._optimize': ('mixture/experts.html#_optimize', 'lah_nb/mixture/experts.py'),
+                                        'lah_nb.mixture.experts._parts': ('mixture/experts.html#_parts', 'lah_nb/mixture/experts.py'),
+                                        'lah_nb.mixture.experts._pieces': ('mixture/experts.html#_pieces', 'lah_nb/mixture/experts.py'),
                                         'lah_nb.mixture.experts._seeded': ('mixture/experts.html#_seeded', 'lah_nb/mixture/experts.py'),
                                         'lah_nb.mixture.experts.check_device': ( 'mixture/experts.html#check_device',
                                                                                  'lah_nb/mixture/experts.py'),

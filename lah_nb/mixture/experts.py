@@ -9,7 +9,7 @@ __all__ = ['MAX_UIDS', 'EXPERTS', 'OPTIMIZERS', 'BETAS', 'ExpertError', 'BadGrad
 
 # %% ../../nbs/mixture/01_experts.ipynb #00000003
 import importlib.util, json, math, os, re, sys, threading, zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import lru_cache
@@ -22,7 +22,6 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import nn
 from torch.optim.adam import adam
-from torch.optim.sgd import sgd
 
 from ..errors import LahError
 from .ffn import FeedForward
@@ -239,8 +238,8 @@ def _optimize(
     betas: tuple[float, float],
 ):
     "One step of torch's SGD or Adam"
+    if name == 'sgd': return flat.add_(grad, alpha=-lr)
     common = dict(lr=lr, weight_decay=0.0, maximize=False, foreach=False, **_FUSED)
-    if name == 'sgd': return sgd([flat], [grad], [None], momentum=0.0, dampening=0.0, nesterov=False, **common)
     for key in OPTIMIZERS[name]:
         if key not in moments: moments[key] = torch.zeros((), device=flat.device) if key == 'step' else torch.zeros_like(flat)
     step, first, second, *largest = [[moments[key]] for key in OPTIMIZERS[name]]
@@ -404,8 +403,8 @@ def forward_batch(
     with torch.no_grad():
         for group in self._groups([seed for _, seed in parts]):
             x, seed = self._merge([parts[i][0] for i in group]), parts[group[0]][1]
-            y = _joined([self._run(piece, seed).cpu() for piece in x.split(self.piece)])
-            for i, each in zip(group, y.split([len(parts[i][0]) for i in group])): ys[i] = each
+            y = _joined([self._run(piece, seed).cpu() for piece in _pieces(x, self.piece)])
+            for i, each in zip(group, _parts(y, [len(parts[i][0]) for i in group])): ys[i] = each
     self.rows_forward += sum(len(x) for x, _ in parts)
     return ys
 
@@ -416,8 +415,9 @@ def _groups(self: Expert, seeds: list[int | None]) -> list[list[int]]:  # number
     groups = [i for i, seed in enumerate(seeds) if seed is not None], [i for i, seed in enumerate(seeds) if seed is None]
     return [group for group in groups if group]
 
-def _joined(tensors: list[torch.Tensor]) -> torch.Tensor:
-    return tensors[0] if len(tensors) == 1 else torch.cat(tensors)
+def _joined(tensors: list[torch.Tensor]) -> torch.Tensor: return tensors[0] if len(tensors) == 1 else torch.cat(tensors)
+def _pieces(x: torch.Tensor, rows: int) -> Sequence[torch.Tensor]: return [x] if len(x) <= rows else x.split(rows)
+def _parts(x: torch.Tensor, sizes: list[int]) -> Sequence[torch.Tensor]: return [x] if len(sizes) == 1 else x.split(sizes)
 
 @patch
 def forward(
@@ -469,9 +469,9 @@ def _zero_grad(self: Expert):
 def _accumulate(self: Expert, parts: list[tuple]) -> list[torch.Tensor]:
     "Add the gradients of `parts`, run as one batch, to the flat gradient; give those of the inputs"
     x, grad = self._merge([x for x, *_ in parts]).detach(), self._merge([grad for _, grad, *_ in parts])
-    pieces = zip(x.split(self.piece), grad.split(self.piece))
+    pieces = zip(_pieces(x, self.piece), _pieces(grad, self.piece))
     gx = _joined([self._backward_piece(*piece, parts[0][2]) for piece in pieces])
-    return list(gx.split([len(x) for x, *_ in parts]))
+    return list(_parts(gx, [len(x) for x, *_ in parts]))
 
 @patch
 def _backward_piece(self: Expert, x: torch.Tensor, grad: torch.Tensor, seed: int | None) -> torch.Tensor:

@@ -50,4 +50,5 @@ from .views import (
     timeline_figure as timeline_figure,
     training_figure as training_figure,
     TrainingView as TrainingView,
+    WeatherPanel as WeatherPanel,
 )

@@ -35,3 +35,4 @@ from .live import Shown as Shown, Ticker as Ticker
 from .swarm_view import SwarmView as SwarmView
 from .training_view import ExpertView as ExpertView, TrainingView as TrainingView
 from .panels import Dashboard as Dashboard, PeerPanel as PeerPanel, VolunteerView as VolunteerView
+from .weather_panel import WeatherPanel as WeatherPanel

@@ -16,6 +16,7 @@ from .live import Shown, Ticker, curve_svg, image
 from .style import BLUE
 from .swarm_view import SwarmView
 from .training_view import Curve, ExpertView, TrainingView
+from .weather_panel import WeatherPanel
 
 # %% ../../nbs/views/08_panels.ipynb #00000006
 _COPY_JS = """
@@ -310,7 +311,7 @@ def _pages(parts: dict[str, W.Widget]) -> W.VBox:
     return W.VBox([choice, page])
 
 class Dashboard(Shown, W.VBox):
-    "The swarm, the training, its peers and experts in one place"
+    "The swarm, the training, its peers, experts and weather in one place"
     def __init__(
         self,
         swarm,  # a `Swarm`
@@ -320,8 +321,8 @@ class Dashboard(Shown, W.VBox):
     ):
         self.swarm, self.view = swarm, swarm.view()
         self.training = TrainingView(trainer, data, **fit) if trainer is not None else None
-        self.peers, self.expert = PeerPanel(swarm), ExpertView(swarm.monitor)
-        more = _pages({'Peers': self.peers, 'One expert': self.expert})
+        self.peers, self.expert, self.weather = PeerPanel(swarm), ExpertView(swarm.monitor), WeatherPanel(swarm)
+        more = _pages({'Peers': self.peers, 'One expert': self.expert, 'Weather': self.weather})
         swarm.views.add(self)
         super().__init__([*self._pictures, more])
 

@@ -12,7 +12,6 @@ from contextlib import ExitStack
 import ipywidgets as W
 from fastcore.basics import patch
 
-from ..network.weather import Weather
 from .live import Shown
 
 # %% ../../nbs/views/07a_weather_panel.ipynb #00000006
@@ -24,6 +23,7 @@ class WeatherPanel(Shown, W.VBox):
         self,
         swarm,  # a `Swarm`
     ):
+        from lah_nb.network.weather import Weather  # views need neither torch nor libp2p until there is a swarm
         self.swarm, self.weather = swarm, Weather()
         self._lain = None  # what takes it off again; there from the first time that it is not calm
         wide = dict(style={'description_width': '90px'}, layout={'width': '420px'})

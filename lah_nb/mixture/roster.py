@@ -153,9 +153,10 @@ class Roster:
         self._nursery.start_soon(self._doubt, peer_id, self.suspect_after(peer_id))
 
     async def _doubt(self, peer_id: str, timeout: float):
+        began = trio.current_time()
         try: await self.network.call(peer_id, 'call.ping', {}, timeout=timeout)
         except LahError:
-            if not self.heard_since(peer_id, timeout): self.bench(peer_id, 'late')
+            if not self.heard_since(peer_id, trio.current_time() - began): self.bench(peer_id, 'late')
         self._doubted.discard(peer_id)
 
     async def _probe(self, peer_id: str):
@@ -164,7 +165,8 @@ class Roster:
             timeout = self.suspect_after(peer_id)
             try: await self.network.call(peer_id, 'call.ping', {}, timeout=timeout)
             except LahError as error:
-                if self.heard_since(peer_id, timeout): break
+                # an answer from before it was benched proves nothing
+                if self.heard_since(peer_id, trio.current_time() - self.benched[peer_id].since): break
                 _log.debug('probe: %s', error)
                 await self.network.drop(peer_id)  # whatever still waits for it need not
             else: break

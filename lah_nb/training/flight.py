@@ -54,8 +54,7 @@ _PAYS, _COSTS = 1.1, 0.93  # throughput that is worth more batches; throughput t
 _BREAKS, _RUSH = 0.6, 1.4  # throughput that means other weather; throughput for which to double again
 _SECONDS, _BATCHES = 1., 64  # for which a throughput is measured, at least,
 _SLOW, _FEW = 5., 24  # or where batches are slow
-_FOLLOWS = 0.8  # of a throughput in proportion
-_ROUND = 4  # batches in a round of the rush, at least
+_ROUND = 8  # batches in a round of the rush, at least
 _AT_FIRST, _MOST = 4, 256  # batches in flight
 _LONGEST_CALM = 8  # measurements between two trials of fewer
 
@@ -80,7 +79,6 @@ class Pace:
         self.n = min(self.most, max(n, _AT_FIRST))
         self._rushing, self._reached = True, self.n
         self._best, self._best_at, self._unpaid = 0., self.n, 0
-        self._more = 3  # batches begun, beside the one that replaces it, for each that comes home in the rush
         self._base, self._rate, self._trial = self.n, 0., ''  # where trials begin, and its throughput
         self._calm = self._calm_for = 2
         self.resume()
@@ -115,12 +113,10 @@ def bound(self: Pace, most: int):
 
 @patch
 def _rush(self: Pace, now: float):
-    "One more, or three more, for each that comes home; at the end of a round: has it paid?"
-    if not self._unpaid: self.n = min(self.most, self.n + self._more, (1 + self._more) * self._reached)
+    "One more for each that comes home; at the end of a round: has it paid?"
+    if not self._unpaid: self.n = min(self.most, self.n + 1, 2 * self._reached)
     if self._count < max(self._reached, _ROUND): return
     rate = self._count / max(now - self._since, 1e-9)
-    # as long as throughput follows their number, nobody is busy yet
-    self._more = 3 if self._best and rate / self._best > _FOLLOWS * self._reached / self._best_at else 1
     if rate > _RUSH * self._best: self._best, self._best_at, self._unpaid = rate, self._reached, 0
     else: self._unpaid += 1
     if self._unpaid < 2 and self._reached < self.most:

@@ -354,9 +354,10 @@ def gather_outputs(
 
 def _doubt(outcome: Outcome, answered: Tensor):
     "Take back the `ok` of experts whose numbers are not finite, and of those that another host answered for first"
-    call, at = outcome.call, 0
-    tensor, finite = outcome.tensor, torch.ones(len(outcome.tensor), dtype=torch.bool)
-    if tensor.numel(): finite = tensor.flatten(1).isfinite().all(1)
+    call, at, tensor = outcome.call, 0, outcome.tensor
+    finite = tensor.isfinite()
+    if finite.all() and not answered[call.pairs].any(): return
+    finite = finite.flatten(1).all(1) if tensor.numel() else torch.ones(len(tensor), dtype=torch.bool)
     for i, (uid, n) in enumerate(zip(call.uids, call.counts)):
         mine = slice(at, at + n)
         at += n

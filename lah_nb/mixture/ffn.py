@@ -11,8 +11,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 # %% ../../nbs/mixture/00_ffn.ipynb #00000006
+def _hidden(z: Tensor, norm: nn.LayerNorm) -> Tensor:  # (rows, inner)
+    "LayerNorm and ReLU, for autograd"
+    return F.relu(torch.layer_norm(z, norm.normalized_shape, norm.weight, norm.bias, norm.eps))
+
 def _normed(z: Tensor, norm: nn.LayerNorm) -> tuple[Tensor, Tensor, Tensor]:  # (rows, inner), and each row's mean and 1/deviation
-    "LayerNorm and ReLU"
+    "The same, with what its backward pass needs"
     h, mean, rstd = torch.native_layer_norm(z, norm.normalized_shape, norm.weight, norm.bias, norm.eps)
     return h.relu_(), mean, rstd
 
@@ -43,7 +47,11 @@ class FeedForward(nn.Module):
             nn.Linear(inner, inner), nn.LayerNorm(inner), nn.ReLU(),
             nn.Linear(inner, hidden_dim))
 
-    def forward(self, x): return x + self.layers(x)
+    def forward(self, x):
+        first, norm1, _, second, norm2, _, third = self.layers
+        h = _hidden(F.linear(x, first.weight, first.bias), norm1)
+        h = _hidden(F.linear(h, second.weight, second.bias), norm2)
+        return x + F.linear(h, third.weight, third.bias)
 
     @torch.no_grad()
     def backward_into(

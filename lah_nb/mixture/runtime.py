@@ -66,11 +66,13 @@ class _Call:
     computed: float = 0.  # seconds, of the batches that its parts were in
     gone: bool = False  # nobody waits any more
     done: trio.Event = field(default_factory=trio.Event)
+    token: trio.lowlevel.TrioToken = field(default_factory=trio.lowlevel.current_trio_token)
 
     def answer(self, i: int, result: torch.Tensor | LahError):
+        "One part is done; the last one wakes who waits, from whatever thread"
         self.results[i] = result
         self.missing -= 1
-        if not self.missing: self.done.set()
+        if not self.missing: self.token.run_sync_soon(self.done.set)
 
 @dataclass(eq=False)
 class _Part:
@@ -81,14 +83,15 @@ class _Part:
     x: torch.Tensor
     grad: torch.Tensor | None
     seed: int | None
-    rate: float = 1.  # of the expert's learning rate
+    rate: float  # of the expert's learning rate
+    rows: int
 
 @dataclass
 class _Batch:
     expert: Expert
     kind: str
     parts: list[_Part]
-    results: list | None = None
+    ran: bool = False
 
 # %% ../../nbs/mixture/02_runtime.ipynb #0000000d
 def run_batch(
@@ -114,7 +117,7 @@ class Runtime:
         max_step_rows: int = 16,  # rows of several callers in one optimizer step; one caller's are never divided
         max_queued_rows: int = 65_536,  # beyond this `submit` raises `Overloaded`
         execute: Callable | None = None,  # async, `await execute(fn)` gives `fn()`; by default a thread of its own
-        trip: tuple[int, float] = (32, 0.005),  # batches, and seconds of work, after which results go back
+        trip: tuple[int, float] = (32, 0.02),  # batches, and seconds of work, after which newcomers are looked at
     ):
         self.experts, self.execute = experts, execute
         self.max_batch_size, self.max_step_rows = max_batch_size, max_step_rows
@@ -175,7 +178,7 @@ async def submit(
     for i, (uid, x, grad, seed, *rate) in enumerate(parts):
         try: waiting.append(self._part(call, i, kind, uid, x, grad, seed, *rate))
         except ExpertError as e: call.results[i] = e
-    rows = sum(len(part.x) for part in waiting)
+    rows = sum(part.rows for part in waiting)
     if self.queued_rows and self.queued_rows + rows > self.max_queued_rows:  # what comes first is taken, whatever its size
         raise Overloaded(f'{self.queued_rows} rows wait already, '
                          f'{rows} more exceed {self.max_queued_rows}; try another peer')
@@ -217,7 +220,7 @@ def _part(
         raise ExpertError(f'a backward of {uid} needs the gradient of its output')
     self.experts[uid].check(x, grad if kind == 'backward' else None)
     self._arrivals += 1
-    return _Part(self._arrivals, call, i, (uid, kind), x, grad, seed, rate)
+    return _Part(self._arrivals, call, i, (uid, kind), x, grad, seed, rate, len(x))
 
 @patch
 def _leave(self: Runtime, part: _Part) -> bool:
@@ -225,7 +228,7 @@ def _leave(self: Runtime, part: _Part) -> bool:
     line = self._lines.get(part.line, {})
     if line.pop(part.number, None) is None: return False
     if not line: del self._lines[part.line]
-    self.queued_rows -= len(part.x)
+    self.queued_rows -= part.rows
     return True
 
 # %% ../../nbs/mixture/02_runtime.ipynb #00000018
@@ -237,8 +240,8 @@ def _oldest(self: Runtime) -> list[_Batch]:
         parts, room = [], self.max_batch_size if line[1] == 'forward' else self.max_step_rows
         for part in list(self._lines[line].values()):
             if part.call.deadline <= trio.current_time(): continue  # its own `submit` is about to take it out
-            if len(part.x) > room and parts: break
-            room -= len(part.x)
+            if part.rows > room and parts: break
+            room -= part.rows
             parts.append(part)
         for part in parts: self._leave(part)
         if parts and line[0] in self.experts: batches.append(_Batch(self.experts[line[0]], line[1], parts))
@@ -254,26 +257,25 @@ def _travel(self: Runtime, batches: list[_Batch]):
         began = perf_counter()
         batch.parts = [part for part in batch.parts if not part.call.gone]
         inputs = [(part.x, part.grad, part.seed, part.rate) for part in batch.parts]
-        if inputs: batch.results = run_batch(batch.expert, batch.kind, inputs)
-        now = perf_counter()
-        for part in batch.parts: part.call.computed += now - began
+        results = run_batch(batch.expert, batch.kind, inputs) if inputs else []
+        batch.ran, now = bool(inputs), perf_counter()
+        self.batches += batch.ran
+        self.served_rows += sum(part.rows for part in batch.parts)  # before those are woken who count them
+        for part, result in zip(batch.parts, results):
+            part.call.computed += now - began
+            part.call.answer(part.index, result)
         if now - start > self.trip[1]: break
 
 # %% ../../nbs/mixture/02_runtime.ipynb #00000019
 @patch
-def _deliver(self: Runtime, batches: list[_Batch]) -> int:
-    "Hand out results and count their rows; what was not run goes back, unless its caller has gone"
-    rows = 0
+def _put_back(self: Runtime, batches: list[_Batch]):
+    "What the trip had no time for waits on, unless its caller has gone"
     for batch in batches:
-        if batch.results is not None:
-            for part, result in zip(batch.parts, batch.results): part.call.answer(part.index, result)
-            rows += sum(len(part.x) for part in batch.parts)
-            self.batches += 1
-        elif back := {part.number: part for part in batch.parts if not part.call.gone}:
-            line = batch.parts[0].line
-            self._lines[line] = back | self._lines.get(line, {})
-            self.queued_rows += sum(len(part.x) for part in back.values())
-    return rows
+        back = {part.number: part for part in batch.parts if not part.call.gone}
+        if batch.ran or not back: continue
+        line = batch.parts[0].line
+        self._lines[line] = back | self._lines.get(line, {})
+        self.queued_rows += sum(part.rows for part in back.values())
 
 @patch
 async def run(
@@ -291,10 +293,11 @@ async def run(
                 self._wake, start = trio.Event(), trio.current_time()
                 batches = self._oldest()
                 if not batches: continue
+                before = self.served_rows
                 await execute(lambda: self._travel(batches))
-                rows, now = self._deliver(batches), trio.current_time()
-                self._load.add(now, rows, now - start)
-                self.served_rows += rows
+                self._put_back(batches)
+                now = trio.current_time()
+                self._load.add(now, self.served_rows - before, now - start)
                 self.trips += 1
         finally:
             self._running, self._device = False, None

@@ -520,6 +520,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
             'lah_nb.mixture.stats': { 'lah_nb.mixture.stats.Dispatch': ('mixture/stats.html#dispatch', 'lah_nb/mixture/stats.py'),
                                       'lah_nb.mixture.stats.Dispatch.__repr__': ( 'mixture/stats.html#dispatch.__repr__',
                                                                                   'lah_nb/mixture/stats.py'),
+                                      'lah_nb.mixture.stats.Dispatch.filling': ( 'mixture/stats.html#dispatch.filling',
+                                                                                 'lah_nb/mixture/stats.py'),
                                       'lah_nb.mixture.stats.Stats': ('mixture/stats.html#stats', 'lah_nb/mixture/stats.py'),
                                       'lah_nb.mixture.stats.Stats.__deepcopy__': ( 'mixture/stats.html#stats.__deepcopy__',
                                                                                    'lah_nb/mixture/stats.py'),

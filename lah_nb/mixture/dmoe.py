@@ -309,6 +309,7 @@ def _call_all(
     outcomes = swarm.portal.run(lambda: make_calls(swarm.network, swarm.roster, asks, **policy))
     kind = asks[0].method.removeprefix('call.') if asks else 'forward'
     answered = [outcome for outcome in outcomes if outcome.tensor is not None]
+    exchange.report.computed += max((outcome.computed for outcome in answered), default=0.)
     layer.stats.took(kind, {outcome.call.peer_id: outcome.seconds for outcome in answered})
     if exchange.spans is not None: exchange.spans += [outcome.span(kind) for outcome in outcomes]
     return outcomes

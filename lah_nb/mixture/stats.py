@@ -24,6 +24,12 @@ class Dispatch:
     seconds: float = 0.  # of the forward pass
     expert_staleness: float | None = None  # steps that experts took between answering and this batch's own; None: not yet
     backward_seconds: float | None = None  # None: not yet
+    computed: float = 0.  # seconds of all these that the busiest peer worked on it
+
+    @property
+    def filling(self) -> float:
+        "How many such dispatches keep the busiest peer at work; 0 if that is not known"
+        return (self.seconds + (self.backward_seconds or 0.)) / self.computed if self.computed else 0.
 
     def __repr__(self):
         hedged = f', {self.hedged_calls} of them hedges' if self.hedged_calls else ''

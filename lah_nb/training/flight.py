@@ -6,7 +6,7 @@
 __all__ = ['in_flight', 'Pace']
 
 # %% ../../nbs/training/03_flight.ipynb #00000003
-import queue, threading, time
+import math, queue, threading, time
 from collections.abc import Callable, Iterator
 
 from fastcore.basics import patch
@@ -78,6 +78,7 @@ class Pace:
     def _look_from(self, n: int):
         self.n = min(self.most, max(n, _AT_FIRST))
         self._rushing, self._reached = True, self.n
+        self._filling = math.inf  # the least of what batches said
         self._best, self._best_at, self._unpaid = 0., self.n, 0
         self._base, self._rate, self._trial = self.n, 0., ''  # where trials begin, and its throughput
         self._calm = self._calm_for = 2
@@ -92,8 +93,10 @@ class Pace:
 def home(
     self: Pace,
     now: float,  # seconds
+    filling: float = 0.,  # batches like this one that keep the busiest peer at work; 0: not known
 ):
     "A batch has come home"
+    self._filling = min(self._filling, filling)
     if self._since is None:
         if self._skip == 0: self._since = now
         self._skip -= 1
@@ -120,8 +123,11 @@ def _rush(self: Pace, now: float):
     if rate > _RUSH * self._best: self._best, self._best_at, self._unpaid = rate, self._reached, 0
     else: self._unpaid += 1
     if self._unpaid < 2 and self._reached < self.most:
+        leap = min(self.most, int(self._filling / 2))
+        skip, self._filling = 0, 0.
+        if leap > 2 * self.n: skip, self.n = self.n, leap
         self._reached = self.n
-        return self.resume()
+        return self.resume(skip)
     self._rushing, self.n = False, self._best_at
     self.resume(skip=self._reached)
 

@@ -179,7 +179,7 @@ def _train_batch(self: Trainer, data, i: int, slot: int, over: threading.Event):
         self._take_in(i, replica, loss.item())
         self.ledger.done(i)
         ages = dict(staleness=self.updates - began['updates'], staleness_samples=self.samples - began['samples'])
-        if self.pace: self._keep_pace()
+        if self.pace: self._keep_pace(layers)
         self._age += (self.step - began['batches'] - self._age) / 20
         group = self.optimizer.param_groups[0]
         lr = group['lr'] if isinstance(self.schedule, LRScheduler) else group['initial_lr'] * self._rate()
@@ -206,10 +206,12 @@ def _expected(self: Trainer) -> float:
     return by_time if self.plan.last is None else min(by_time, self.plan.last - self.plan.first)
 
 @patch
-def _keep_pace(self: Trainer):
+def _keep_pace(self: Trainer, layers: list):
     "A batch has come home: how many are in flight from now on?"
-    if (expected := self._expected()) < math.inf: self.pace.bound(int(expected) // GENERATIONS)
-    self.pace.home(time.perf_counter())
+    # one that ends by the clock has its generations however many are in flight
+    if self.plan and self.plan.last is not None: self.pace.bound((self.plan.last - self.plan.first) // GENERATIONS)
+    fillings = [layer.report.filling for layer in layers if layer.report]
+    self.pace.home(time.perf_counter(), min(fillings, default=0.))
 
 @patch(as_prop=True)
 def group(self: Trainer) -> int:

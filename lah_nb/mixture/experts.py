@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['MAX_UIDS', 'EXPERTS', 'OPTIMIZERS', 'BETAS', 'ExpertError', 'BadGradient', 'split_uid', 'parse_uids', 'Schema',
            'ExpertClass', 'register_expert', 'TransformerLayer', 'Nop', 'expert_schema', 'load_expert_file', 'Learning',
-           'check_device', 'Expert', 'expert_path', 'save_expert', 'load_expert']
+           'check_device', 'Expert', 'expert_path', 'pack_expert', 'write_durably', 'save_expert', 'load_expert']
 
 # %% ../../nbs/mixture/01_experts.ipynb #00000003
 import importlib.util, json, math, os, re, sys, threading, zlib
@@ -557,6 +557,32 @@ def expert_path(
     split_uid(uid)
     return Path(folder).expanduser() / f'{uid}.safetensors'
 
+def pack_expert(
+    expert: Expert,
+    tensors: dict[str, torch.Tensor] | None = None,  # its `state` of a moment ago; None: of now
+) -> bytes:
+    "What `save_expert` writes: the state, and what it takes to make such an expert"
+    if tensors is None: tensors = expert.state()
+    about = {key: str(getattr(expert, key)) for key in ('uid', 'expert_cls', 'hidden_dim', 'optimizer', 'lr')}
+    about |= {'updates': str(int(tensors['updates'])), 'learning': json.dumps(asdict(expert.learning))}
+    about |= {'betas': json.dumps(expert.betas), 'clip': json.dumps(expert.clip)}
+    return save(tensors, metadata=about)
+
+def write_durably(path: Path, data: bytes):
+    "Write a file whole or not at all; when this returns, a power cut cannot take it back"
+    part = path.with_name(f'.{path.name}.{os.getpid()}.part')
+    try:
+        with open(part, 'wb') as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    finally: part.unlink(missing_ok=True)
+    if os.name != 'posix': return  # elsewhere a folder cannot be opened
+    folder = os.open(path.parent, os.O_RDONLY)
+    try: os.fsync(folder)
+    finally: os.close(folder)
+
 def save_expert(
     expert: Expert,
     folder: str,  # made if it is not there
@@ -565,13 +591,7 @@ def save_expert(
     "Write `expert` to `folder`, whole or not at all"
     path = expert_path(folder, expert.uid)
     path.parent.mkdir(parents=True, exist_ok=True)
-    about = {key: str(getattr(expert, key)) for key in ('uid', 'expert_cls', 'hidden_dim', 'optimizer', 'updates')}
-    about['learning'] = json.dumps(asdict(expert.learning))
-    part = path.with_name(f'.{path.name}.{os.getpid()}.part')
-    try:
-        part.write_bytes(save(expert.state() if tensors is None else tensors, metadata=about))
-        os.replace(part, path)
-    finally: part.unlink(missing_ok=True)
+    write_durably(path, pack_expert(expert, tensors))
     return path
 
 def load_expert(

@@ -48,6 +48,10 @@ def _number(fits, wanted: str):
     return read
 
 _share = _number(lambda number: 0 <= number <= 1, 'a share from 0 to 1')
+def _count(text: str) -> int:
+    "0 or more"
+    return 0 if text == '0' else _positive(text)
+
 _amount = _number(lambda number: 0 <= number < float('inf'), 'a number of at least 0')
 _rate = _number(lambda number: 0 <= number < 10, 'a learning rate between 0 and 10')
 
@@ -149,6 +153,10 @@ def _add_upkeep(p):
     p.add_argument(
         '--checkpoint-dir', metavar='DIR',
         help='read experts from here at the start, save them here regularly and on leaving')
+    p.add_argument(
+        '--copies', type=_count, default=4, metavar='N',
+        help='keep copies of each expert on N other peers, one of which adopts it when this one is gone, and hold some for others; '
+             f'0: neither {_DEFAULT}')
     p.add_argument('--device', help='torch device (default: cpu; a volunteer uses an accelerator if there is one)')
     p.add_argument(
         '--relay', action='store_true',
@@ -159,7 +167,8 @@ def _add_upkeep(p):
         help='end when stdin closes (for a process that starts this one)')
 
 # %% ../../nbs/command/05_cli.ipynb #00000046
-_TO_HOST = 'num_experts', 'expert_file', 'join', 'announce', 'identity', 'optimizer', 'lr', 'clip', 'checkpoint_dir', 'relay'
+_TO_HOST = (
+    'num_experts', 'expert_file', 'join', 'announce', 'identity', 'optimizer', 'lr', 'clip', 'checkpoint_dir', 'copies', 'relay')
 
 def _hosting(args, commands):
     "What serves, still without `ready` and `stop`"
@@ -249,11 +258,18 @@ def _obey_stdin(stop, tell, token, serving: dict, patience: float = 8.):
     def pass_on(line):
         try: tell.send_nowait(line)
         except (trio.WouldBlock, trio.BrokenResourceError): pass  # a peer that listens to nobody
+    def end(alone):
+        # without a word, its owner ends all of its peers, or is gone
+        if not alone and 'server' in serving: serving['server'].hands_over = False
+        stop.set()
     def wait():
+        alone = False
         try:
-            for line in sys.stdin: token.run_sync_soon(pass_on, line.strip())
+            for line in sys.stdin:
+                if line.strip() == 'leave': alone = True
+                else: token.run_sync_soon(pass_on, line.strip())
         except (OSError, ValueError): pass  # a closed pipe is what it waits for
-        token.run_sync_soon(stop.set)
+        token.run_sync_soon(end, alone)
         deadline = time.monotonic() + patience
         while time.monotonic() < deadline or getattr(serving.get('server'), 'saving', False): time.sleep(0.1)
         os._exit(1)

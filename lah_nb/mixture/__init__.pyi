@@ -34,7 +34,9 @@ from .gating import (
     table_successors as table_successors,
 )
 from .server import claim as claim, Server as Server
+from .copies import Copies as Copies
 from .roster import Roster as Roster
+from .adoption import Adoption as Adoption, keep_alive as keep_alive
 from .trace import recorder as recorder, recording as recording, Span as Span, span as span
 from .dispatch import (
     Ask as Ask,

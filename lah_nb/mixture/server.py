@@ -86,6 +86,9 @@ class Server:
         self._saved = {}  # uid -> (updates that are on the disk, or None; when it was last written or tried)
         self.started = 0.  # on trio's clock
         self.saving, self.on_leave = False, lambda: None  # is it saving, before it ends; called when it begins to leave
+        self.before_serving = self.before_leaving = trio.lowlevel.checkpoint  # awaited; the second must end by itself
+        self.hands_over = True  # when it leaves; False: nobody is to take over anything, for all leave at once
+        self.tasks = []  # async functions that run while it serves
         self._done = OrderedDict()  # (peer id, call's id) -> the answer to a backward that was applied
         self._working = {}  # (peer id, call's id) -> what is set when it is
         network.serve('call.forward', self._forward, self._checker(backward=False))
@@ -172,13 +175,16 @@ async def run(self: Server, *, task_status=trio.TASK_STATUS_IGNORED):
         async with trio.open_nursery() as nursery:
             await nursery.start(self.runtime.run)
             self.started = trio.current_time()
+            await self.before_serving()
             await self.announce()
+            for task in self.tasks: nursery.start_soon(task)
             if self.checkpoint_dir: nursery.start_soon(self._save_regularly)
             task_status.started(self)
     finally:
         self.saving = bool(self.checkpoint_dir)
         self.on_leave()
         with trio.CancelScope(shield=True):  # not cut off, however much there is to save
+            if self.started: await self.before_leaving()
             with trio.move_on_after(1.5):
                 try: await self.dht.withdraw()
                 except LahError as error: _log.warning('could not withdraw, the records will expire: %s', error)

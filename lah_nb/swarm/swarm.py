@@ -17,6 +17,7 @@ from .children import LocalPeer, SwarmError
 from ..network.dht import DHT
 from ..errors import LahError
 from ..machine import cores
+from ..mixture.copies import COPIES
 from ..mixture.experts import Learning, parse_uids
 from .hosting import Grid, read_grids, read_peers, read_seeds
 from .monitor import Monitor
@@ -130,6 +131,7 @@ def start_peers(self: Swarm,
     learning: Learning | None = None,  # schedule and decay of the experts, and whether trainers may lower their rate
     clip: float = 1.,  # largest norm of an expert's gradient
     checkpoint_dir: str | None = None,
+    copies: int = COPIES,  # of each expert, on other peers, one of which adopts it when its host is gone
     expert_file: str | None = None,  # a Python file that registers expert_cls
     device: str = 'cpu',
     timeout: float = 60.,  # seconds until all of them serve
@@ -140,7 +142,7 @@ def start_peers(self: Swarm,
     if peers < 1 or not num_experts and peers > len(uids):
         raise SwarmError(f'{len(uids)} experts cannot be spread over {peers} peers', see='uids')
     options = ['--expert-cls', expert_cls, '--hidden-dim', str(hidden_dim),
-               '--optimizer', optimizer, '--lr', str(lr), '--clip', str(clip), '--device', device]
+               '--optimizer', optimizer, '--lr', str(lr), '--clip', str(clip), '--copies', str(copies), '--device', device]
     if learning: options += learning.options()
     for addr in seeds[:3]: options += ['--join', addr]
     if checkpoint_dir: options += ['--checkpoint-dir', checkpoint_dir]
@@ -165,7 +167,7 @@ def local(
     cls: Swarm,
     peers: int = 4,
     experts: str = 'ffn.[0:8].[0:8]',  # pattern of uids, spread evenly over the peers
-    **options,  # of `start_peers`: expert_cls, hidden_dim, optimizer, lr, checkpoint_dir, expert_file, device, timeout
+    **options,  # of `start_peers`: expert_cls, hidden_dim, optimizer, lr, checkpoint_dir, copies, expert_file, device, timeout
 ) -> Swarm:
     "Start `peers` peers as child processes on this computer, and join them; in a notebook, instead of those the variable held before"
     execution = _close_overwritten()

@@ -171,10 +171,11 @@ async def run(self: Server, *, task_status=trio.TASK_STATUS_IGNORED):
             # what was taken over from a living host is newer
             if expert.updates or not load_expert(expert, self.checkpoint_dir): continue
             self._saved[expert.uid] = expert.updates, trio.current_time()
+    served = False
     try:
         async with trio.open_nursery() as nursery:
             await nursery.start(self.runtime.run)
-            self.started = trio.current_time()
+            self.started, served = trio.current_time(), True
             await self.before_serving()
             await self.announce()
             for task in self.tasks: nursery.start_soon(task)
@@ -184,7 +185,7 @@ async def run(self: Server, *, task_status=trio.TASK_STATUS_IGNORED):
         self.saving = bool(self.checkpoint_dir)
         self.on_leave()
         with trio.CancelScope(shield=True):  # not cut off, however much there is to save
-            if self.started: await self.before_leaving()
+            if served: await self.before_leaving()
             with trio.move_on_after(1.5):
                 try: await self.dht.withdraw()
                 except LahError as error: _log.warning('could not withdraw, the records will expire: %s', error)

@@ -1,9 +1,10 @@
 "Experts outlive the peers that host them: checkpoints, copies on other peers, adoption, hand-over, collection."
-import subprocess, sys, time
+import json, subprocess, sys, time
 
 import pytest, torch, trio, trio.testing
 
-from lah_nb import DMoE, Swarm
+from lah_nb import DMoE, Swarm, at_home, collect
+from lah_nb.command.cli import main as lah_nb_command
 from lah_nb.errors import LahError
 from lah_nb.mixture.adoption import keep_alive
 from lah_nb.mixture.copies import rank
@@ -302,6 +303,43 @@ def test_hostile_states_are_not_kept():
         with pytest.raises(LahError, match='no holder'):  # only a holder may say that it has gone on with an expert
             await Who.network.call(b.network.peer_id, 'call.newer', {'uid': 'ffn.1', 'updates': 1000}, timeout=5)
     story(main)
+
+
+def test_what_was_gathered_runs_at_home_and_starts_another_swarm(tmp_path, capsys):
+    folder = str(tmp_path / 'gathered')
+    with Swarm.local(peers=2, experts='e.[0:2].[0:3]', hidden_dim=16, optimizer='sgd', lr=0.1) as swarm:
+        torch.manual_seed(0)
+        model = torch.nn.Sequential(torch.nn.Linear(16, 16), DMoE(swarm, 16, grid=(2, 3), uid_prefix='e', k=3, balance=0.5))
+        for _ in range(10): model(torch.randn(16, 16)).square().mean().backward()
+        assert lah_nb_command(['collect', '--join', swarm.addrs[0], '--out', folder, '--json']) == 0
+        told = json.loads(capsys.readouterr().out.splitlines()[-1])
+        assert len(told['experts']) == 6 and not told['missing'] and all(each['fetched'] for each in told['experts'].values())
+        x = torch.randn(8, 16)
+        xs = [x.clone().requires_grad_() for _ in range(2)]
+        home = at_home(model, folder)
+        ys = [each(x) for each, x in zip((home, model), xs)]
+        torch.testing.assert_close(*ys, rtol=1e-5, atol=1e-5)
+        for y in ys: y.square().sum().backward()
+        torch.testing.assert_close(xs[0].grad, xs[1].grad, rtol=1e-4, atol=1e-5)
+        assert torch.load(_saved(home, tmp_path), weights_only=False)(x).shape == (8, 16)
+    before = {path.name: path.stat().st_mtime_ns for path in (tmp_path / 'gathered').iterdir()}
+    with Swarm.local(peers=2, experts='e.[0:2].[0:3]', hidden_dim=16, start_from=folder, copies=0) as swarm:
+        model[1].swarm = swarm
+        model.eval()
+        home = at_home(model, folder)  # the balance has moved since
+        assert not home[1].training
+        with torch.no_grad(): torch.testing.assert_close(model(x), home(x), rtol=1e-5, atol=1e-5)
+        again = collect(swarm, folder, progress=False)
+        assert not any(each['fetched'] for each in again.experts.values())
+        swarm.peers[0].kill()
+        lacking = collect(swarm, tmp_path / 'late', progress=False)
+        assert len(lacking.missing) == 3 and not lacking.to_dict()['good']
+    assert before == {path.name: path.stat().st_mtime_ns for path in (tmp_path / 'gathered').iterdir()}
+
+
+def _saved(model, folder):
+    torch.save(model, folder / 'model.pt')
+    return folder / 'model.pt'
 
 
 @pytest.mark.slow

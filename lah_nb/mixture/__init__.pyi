@@ -52,3 +52,4 @@ from .dispatch import (
 )
 from .stats import Dispatch as Dispatch, Stats as Stats
 from .dmoe import DMoE as DMoE, Timeout as Timeout, TooFewExperts as TooFewExperts
+from .home import at_home as at_home, HomeMoE as HomeMoE

@@ -127,7 +127,7 @@ async def _decide(self: Adoption, uids: list[str]):
         data = held[uid].data
         if newest != me:
             about = held[uid].about
-            try: data = await fetch_packed(self.network, newest, uid, most_bytes(about.expert_cls, about.hidden_dim))
+            try: data, _ = await fetch_packed(self.network, newest, uid, most_bytes(about.expert_cls, about.hidden_dim))
             except LahError as error: _log.info('%s', error)
         new.append(data)
     await self.adopt(new)
@@ -196,7 +196,7 @@ async def _newer(self: Adoption, request: Request):
 @patch
 async def _catch_up(self: Adoption, expert: Expert, peer: str):
     "Take over the state that another peer has of an expert, if it is newer"
-    data = await fetch_packed(self.network, peer, expert.uid, most_bytes(expert.expert_cls, expert.hidden_dim))
+    data, _ = await fetch_packed(self.network, peer, expert.uid, most_bytes(expert.expert_cls, expert.hidden_dim))
     def load():
         about, tensors = read_packed(data)
         if about.uid != expert.uid: raise WireError(f'peer {peer} sent another expert than {expert.uid}')
@@ -277,10 +277,10 @@ async def _take_over(self: Adoption, request: Request):
 def keep_alive(
     server: Server,
     copies: int,  # of each expert, on other peers; 0: none, and none are held for others
-) -> Adoption | None:
+) -> Adoption:
     "Let the experts of a server outlive it, and hold copies of those of others; before `server.run`"
-    if not copies: return None
     adoption = Adoption(Copies(server, copies=copies))
+    if not copies: return adoption  # it still gives its experts to who collects them
     server.before_serving, server.before_leaving = adoption.catch_up, adoption.hand_over
     server.tasks += [adoption.copies.run, adoption.run]
     return adoption

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['COPIES', 'COPY_AFTER', 'COPY_WITHIN', 'PACE', 'MOST_COPIES', 'MOST_UIDS', 'PAUSE', 'HELD', 'FOSTERED', 'HOSTED',
            'GONE', 'SILENT', 'MUTE', 'rank', 'About', 'read_about', 'most_bytes', 'read_packed', 'unpack_expert',
-           'Copy', 'Copies', 'read_known', 'ask_known', 'fetch_packed']
+           'Copy', 'Copies', 'read_holders', 'read_known', 'ask_known', 'fetch_packed']
 
 # %% ../../nbs/mixture/04a_copies.ipynb #00000003
 import hashlib, json, logging, os
@@ -19,7 +19,7 @@ from safetensors.torch import load
 
 from ..errors import LahError
 from ..machine import free_memory
-from .experts import EXPERTS, OPTIMIZERS, Expert, ExpertError, Learning, pack_expert, split_uid
+from .experts import BETAS, EXPERTS, OPTIMIZERS, Expert, ExpertError, Learning, pack_expert, split_uid
 from .server import Server, taken_uids
 from ..network.calls import CallTimeout, Network, Refused, Request
 from ..network.dht import REFETCH, read_addrs
@@ -61,10 +61,10 @@ def read_about(data: bytes) -> About:
         size = int.from_bytes(data[:8], 'little')
         if size > 1 << 20: raise ValueError('its head is too long')
         told = json.loads(data[8:8 + size])['__metadata__']
-        betas, clip = tuple(map(float, json.loads(told['betas']))), json.loads(told['clip'])
+        betas, clip = tuple(map(float, json.loads(told.get('betas', str(list(BETAS)))))), json.loads(told.get('clip', '1.0'))
         about = About(
-            told['uid'], told['expert_cls'], int(told['hidden_dim']), told['optimizer'], int(told['updates']), float(told['lr']),
-            clip if clip is None else float(clip), betas, Learning(**json.loads(told['learning'])))
+            told['uid'], told['expert_cls'], int(told['hidden_dim']), told['optimizer'], int(told['updates']), float(told.get('lr', 1e-3)),
+            clip if clip is None else float(clip), betas, Learning(**json.loads(told.get('learning', '{}'))))
         split_uid(about.uid)
         if not 0 < about.hidden_dim <= 1 << 16 or not 0 <= about.updates < 2**53: raise ValueError('impossible numbers')
         if about.optimizer not in OPTIMIZERS: raise ValueError('an optimizer that nobody knows')
@@ -156,18 +156,22 @@ class Copies:
 
     async def holders(self) -> dict[str, str]:  # peer id -> its life
         "The other peers that hold copies"
-        found = {}
-        for record in (await self.dht.get(['swarm/holders']))['swarm/holders']:
-            try:
-                meta = msgpack.unpackb(record.value)
-                life, addrs = field(meta, 'life', str, most=32), read_addrs(meta)
-            except (ValueError, AttributeError, TypeError, LahError) as error:
-                _log.warning('peer %s says in a form nobody can read that it holds copies: %r', record.author, error)
-                continue
-            if record.author == self.network.peer_id: continue
-            self.network.learn(record.author, addrs)
-            found[record.author] = life
-        return found
+        return read_holders(self.network, (await self.dht.get(['swarm/holders']))['swarm/holders'])
+
+def read_holders(network: Network, records: Iterable) -> dict[str, str]:  # peer id -> its life
+    "The other peers that say under `swarm/holders` that they hold copies; their addresses are learnt"
+    found = {}
+    for record in records:
+        try:
+            meta = msgpack.unpackb(record.value)
+            life, addrs = field(meta, 'life', str, most=32), read_addrs(meta)
+        except (ValueError, AttributeError, TypeError, LahError) as error:
+            _log.warning('peer %s says in a form nobody can read that it holds copies: %r', record.author, error)
+            continue
+        if record.author == network.peer_id: continue
+        network.learn(record.author, addrs)
+        found[record.author] = life
+    return found
 
 # %% ../../nbs/mixture/04a_copies.ipynb #0000000d
 @patch
@@ -175,7 +179,7 @@ def check_state(self: Copies, caller: str, meta: dict, specs: Sequence):
     "Is there room for what comes, and may it be so large?"
     uid, cls = field(meta, 'uid', str, most=256), field(meta, 'cls', str, most=64)
     dim, updates = field(meta, 'dim', int), field(meta, 'updates', int)
-    if self.leaving: raise LahError('this peer is leaving: choose another')
+    if self.leaving or not self.copies: raise LahError('this peer is leaving, or holds no copies: choose another')
     if not 0 < dim <= 1 << 16 or not 0 <= updates < 2**53: raise WireError('a state with impossible numbers')
     split_uid(uid)
     if [spec.dtype for spec in specs] != ['uint8'] or specs[0].nbytes > most_bytes(cls, dim):
@@ -236,7 +240,8 @@ async def _give(self: Copies, request: Request):
     if uid in self.server.experts:
         self.given[uid, request.peer_id] = read_about(data).updates
         if len(self.given) > MOST_COPIES: del self.given[next(iter(self.given))]
-    return {}, [torch.frombuffer(bytearray(data), dtype=torch.uint8)]
+    age = 0. if uid in self.server.experts else trio.current_time() - self.held[uid].at
+    return {'age': age}, [torch.frombuffer(bytearray(data), dtype=torch.uint8)]
 
 @patch
 async def packed(self: Copies, uid: str) -> bytes:
@@ -280,15 +285,15 @@ async def fetch_packed(
     most: int = 1 << 30,  # bytes
     *,
     timeout: float = 30.,  # seconds
-) -> bytes:
-    "An expert as a host or a holder has it; the head is checked, the rest is for `read_packed`"
+) -> tuple[bytes, float]:
+    "An expert as a host or a holder has it, and how many seconds ago it came there from its host; the head is checked, the rest is for `read_packed`"
     def check(peer_id, meta, specs):
         if [spec.dtype for spec in specs] != ['uint8'] or specs[0].nbytes > most:
             raise WireError(f'peer {peer_id} sent something else than the state of {uid}')
-    _, (data,) = await network.call(peer_id, 'call.copy', {'uid': uid}, timeout=timeout, check=check)
+    meta, (data,) = await network.call(peer_id, 'call.copy', {'uid': uid}, timeout=timeout, check=check)
     data = data.numpy().tobytes()
     if read_about(data).uid != uid: raise WireError(f'peer {peer_id} sent another expert than {uid}')
-    return data
+    return data, float(field({'age': 0., **meta}, 'age', (int, float)))
 
 # %% ../../nbs/mixture/04a_copies.ipynb #00000011
 @patch

@@ -75,6 +75,7 @@ class Server:
         *,
         runtime: Runtime | None = None,
         checkpoint_dir: str | os.PathLike | None = None,  # read at the start, written on leaving
+        start_from: str | os.PathLike | None = None,  # read at the start where `checkpoint_dir` has nothing, never written
         save_every: float = 60.,  # seconds after which an expert that has learnt is written
         save_after: int = 1000,  # updates after which it is written at once
     ):
@@ -83,6 +84,7 @@ class Server:
         self.runtime = runtime or Runtime(self.experts)
         self.checkpoint_dir, self.save_every = checkpoint_dir and os.path.expanduser(checkpoint_dir), save_every
         self.save_after = save_after
+        self.start_from = start_from
         self._saved = {}  # uid -> (updates that are on the disk, or None; when it was last written or tried)
         self.started = 0.  # on trio's clock
         self.saving, self.on_leave = False, lambda: None  # is it saving, before it ends; called when it begins to leave
@@ -164,13 +166,7 @@ def _forget(self: Server):
 @patch
 async def run(self: Server, *, task_status=trio.TASK_STATUS_IGNORED):
     "Serve until cancelled"
-    if self.checkpoint_dir:
-        _check_folder(self.checkpoint_dir)
-        _sweep(self.checkpoint_dir)
-        for expert in self.experts.values():
-            # what was taken over from a living host is newer
-            if expert.updates or not load_expert(expert, self.checkpoint_dir): continue
-            self._saved[expert.uid] = expert.updates, trio.current_time()
+    self._load()
     served = False
     try:
         async with trio.open_nursery() as nursery:
@@ -193,6 +189,20 @@ async def run(self: Server, *, task_status=trio.TASK_STATUS_IGNORED):
         self.saving = False
 
 # %% ../../nbs/mixture/04_server.ipynb #00000015
+@patch
+def _load(self: Server):
+    "Take up what was saved"
+    if self.start_from and not Path(self.start_from).expanduser().is_dir():
+        raise LahError(f'there is no folder {self.start_from} to start from', see='checkpoint')
+    if self.checkpoint_dir:
+        _check_folder(self.checkpoint_dir)
+        _sweep(self.checkpoint_dir)
+    for expert in self.experts.values():
+        if expert.updates: continue  # what was taken over from a living host is newer
+        if self.checkpoint_dir and load_expert(expert, self.checkpoint_dir):
+            self._saved[expert.uid] = expert.updates, trio.current_time()
+        elif self.start_from: load_expert(expert, self.start_from)
+
 @patch
 async def announce(self: Server):
     "Say what is hosted here and where"

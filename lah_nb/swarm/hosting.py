@@ -205,6 +205,7 @@ async def run_peer(
     learning: Learning | None = None,  # schedule and decay of its experts, and whether trainers may lower their rate
     clip: float | None = 1.,  # largest norm of an expert's gradient
     checkpoint_dir: str | None = None,
+    start_from: str | None = None,  # a folder of experts that is only read
     copies: int = COPIES,  # of each expert, on other peers; 0: none, and none are held for others
     device: str = 'cpu',
     ready: Callable[[Server], None] = lambda server: None,  # called when it can serve
@@ -236,7 +237,7 @@ async def run_peer(
         saved = saved_uids(checkpoint_dir)
         uids = await claim(dht, experts, num_experts, schema=schema, saved=saved) if experts else []
         make = lambda: [Expert(uid, expert_cls, hidden_dim, optimizer=optimizer, lr=lr, learning=learning, clip=clip, device=device) for uid in uids]
-        server = Server(host, dht, await trio.to_thread.run_sync(make), checkpoint_dir=checkpoint_dir)
+        server = Server(host, dht, await trio.to_thread.run_sync(make), checkpoint_dir=checkpoint_dir, start_from=start_from)
         serve_states(server)
         keep_alive(server, copies)
         grids = grid_entries(parse_uids(experts), expert_cls, hidden_dim) if experts else {}

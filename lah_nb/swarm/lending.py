@@ -176,7 +176,7 @@ async def settle(self: Lender):
 def status(self: Lender) -> dict:
     "What this volunteer does, and what it has done"
     experts, stats = self.server.experts.values(), self.server.runtime.stats()
-    inherited = self.inherited + sum(self.adoption.brought.values() if self.adoption else ())
+    inherited = self.inherited + sum(self.adoption.brought.values())
     reach = 'direct' if self.host.addrs else 'relay' if self.host.circuits else 'none'
     return {
         'state': self.state, 'peer_id': self.host.peer_id, 'reach': reach, 'addrs': self.host.reach,
@@ -299,7 +299,7 @@ async def pause(self: Lender):
     self.paused, self._serving = True, self.host.methods['call.forward']
     def no(caller, meta, specs): raise LahError('this volunteer has paused: choose other experts')
     self.host.serve('call.forward', self._serving.handler, no)
-    if self.adoption: self.adoption.copies.paused = True  # it goes on holding what it holds
+    self.adoption.copies.paused = True  # it goes on holding what it holds
     await self.dht.withdraw([slot for slot in self.dht.mine if slot[0] != 'swarm/holders'])
 
 @patch
@@ -307,7 +307,7 @@ async def resume(self: Lender):
     "Serve again"
     if not self.paused: return
     self.paused, self.host.methods['call.forward'] = False, self._serving
-    if self.adoption: self.adoption.copies.paused = False
+    self.adoption.copies.paused = False
     await self.announce()
 
 @patch
@@ -355,6 +355,7 @@ async def lend(
     learning: Learning | None = None,  # schedule and decay of its experts, and whether trainers may lower their rate
     clip: float | None = 1.,  # largest norm of an expert's gradient
     checkpoint_dir: str | None = None,
+    start_from: str | None = None,  # a folder of experts that is only read
     copies: int = COPIES,  # of each expert, on other peers; 0: none, and none are held for others
     device: str | None = None,  # None: the accelerator, if there is one
     ready: Callable[[Server], None] = lambda server: None,
@@ -391,7 +392,7 @@ async def lend(
         make = lambda: [Expert(uid, *kind, optimizer=optimizer, lr=lr, learning=learning, clip=clip, device=device) for uid in uids]
         experts = await trio.to_thread.run_sync(make)
         await lender.inherit(experts)
-        server = Server(host, dht, experts, checkpoint_dir=checkpoint_dir)
+        server = Server(host, dht, experts, checkpoint_dir=checkpoint_dir, start_from=start_from)
         serve_states(server)
         lender.adoption = keep_alive(server, copies)
         async with trio.open_nursery() as inner:

@@ -131,6 +131,7 @@ def start_peers(self: Swarm,
     learning: Learning | None = None,  # schedule and decay of the experts, and whether trainers may lower their rate
     clip: float = 1.,  # largest norm of an expert's gradient
     checkpoint_dir: str | None = None,
+    start_from: str | None = None,  # a folder of experts, as `collect` makes it, that is only read
     copies: int = COPIES,  # of each expert, on other peers, one of which adopts it when its host is gone
     expert_file: str | None = None,  # a Python file that registers expert_cls
     device: str = 'cpu',
@@ -146,6 +147,7 @@ def start_peers(self: Swarm,
     if learning: options += learning.options()
     for addr in seeds[:3]: options += ['--join', addr]
     if checkpoint_dir: options += ['--checkpoint-dir', checkpoint_dir]
+    if start_from: options += ['--from', start_from]
     if expert_file: options += ['--expert-file', expert_file]
     if num_experts: shares = [['--experts', experts, '--num-experts', str(num_experts)]] * peers
     else: shares = [['--experts', ','.join(uids[i::peers])] for i in range(peers)]
@@ -167,7 +169,7 @@ def local(
     cls: Swarm,
     peers: int = 4,
     experts: str = 'ffn.[0:8].[0:8]',  # pattern of uids, spread evenly over the peers
-    **options,  # of `start_peers`: expert_cls, hidden_dim, optimizer, lr, checkpoint_dir, copies, expert_file, device, timeout
+    **options,  # of `start_peers`: expert_cls, hidden_dim, optimizer, lr, checkpoint_dir, start_from, copies, expert_file, device, timeout
 ) -> Swarm:
     "Start `peers` peers as child processes on this computer, and join them; in a notebook, instead of those the variable held before"
     execution = _close_overwritten()

@@ -342,6 +342,33 @@ def _saved(model, folder):
     return folder / 'model.pt'
 
 
+def test_a_caller_that_scales_or_flips_its_gradients_is_refused_and_the_others_are_not():
+    expert, generator = quick('ffn.0', lr=0.01), torch.Generator().manual_seed(0)
+    def part(scale=1.):
+        x = torch.randn(4, 8, generator=generator)
+        y = expert.forward(x)
+        return x, scale * (y - 3 * x) / 4, 0
+    for _ in range(60): expert.backward_batch([part()])
+    assert not expert.refused
+    before = expert.flat.clone()
+    for scale in 1e3, -1e3, 1e30:
+        result, = expert.backward_batch([part(scale)])
+        assert 'usual' in result.text
+    assert expert.refused == 3 and torch.equal(expert.flat, before)
+    for _ in range(30):
+        good, bad = expert.backward_batch([part(), part(-1e3)])
+        assert isinstance(good, torch.Tensor) and not isinstance(bad, torch.Tensor)
+    assert expert.refused == 33
+    for _ in range(300): expert.backward_batch([part(0.001)])  # nearly done learning: a row that is still wrong may say so
+    refused = expert.refused
+    expert.backward_batch([part(0.1)])
+    assert expert.refused == refused
+    for _ in range(300): expert.backward_batch([part(1e3)])  # all of them: another loss, not an attack
+    refused = expert.refused
+    expert.backward_batch([part(1e3)])
+    assert expert.refused == refused
+
+
 @pytest.mark.slow
 def test_three_of_eight_peers_are_killed_and_all_experts_come_back():
     with Swarm.local(peers=8, experts='ffn.[0:8].[0:8]') as swarm:

@@ -8,7 +8,8 @@ __all__ = ['MAX_UIDS', 'EXPERTS', 'OPTIMIZERS', 'BETAS', 'ExpertError', 'BadGrad
            'check_device', 'Expert', 'expert_path', 'pack_expert', 'write_durably', 'save_expert', 'load_expert']
 
 # %% ../../nbs/mixture/01_experts.ipynb #00000003
-import importlib.util, json, math, os, re, sys, threading, zlib
+import importlib.util, json, math, os, re, statistics, sys, threading, zlib
+from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -31,7 +32,7 @@ class ExpertError(LahError):
     "A uid, a pattern, a class or a shape that does not fit; the message says what would"
 
 class BadGradient(ExpertError):
-    "A gradient with a NaN or an infinity in it was refused; weights and optimizer are as before"
+    "A gradient with a NaN or an infinity in it, or out of all proportion, was refused; weights and optimizer are as before"
 
 # %% ../../nbs/mixture/01_experts.ipynb #00000008
 MAX_UIDS = 65_536  # that one pattern may stand for
@@ -356,6 +357,7 @@ class Expert:
         self.updates = self.refused = 0
         self.rows_forward = self.rows_backward = 0
         self.grad_norm = 0.0  # running mean, before clipping
+        self.screen = _Screen()
 
     def __repr__(self):
         size = f'{self.flat.numel():,} parameters, {self.updates} updates'
@@ -430,18 +432,44 @@ def forward(
     return self.forward_batch([(x, seed)])[0]
 
 # %% ../../nbs/mixture/01_experts.ipynb #0000002c
+_TOO_LARGE = 20.  # times the usual norm of a gradient
+_ENOUGH, _KNOWN = 50, 256  # parts after which, and from which, it is known what is usual
+
 def _finite(t: torch.Tensor) -> bool:
     # A finite sum proves finite terms and is much quicker to take than `isfinite().all()`; a large sum proves nothing.
     return not t.is_floating_point() or math.isfinite(t.sum()) or bool(t.isfinite().all())
+
+class _Screen:
+    "The usual size of the gradients that come"
+    def __init__(self):
+        self.norms, self.seen = deque(maxlen=_KNOWN), 0
+        self.usual = None  # their median, once there are enough
+
+    def note(self, norm: float):
+        self.norms.append(norm)
+        self.seen += 1
+        # a median is as good a few parts later; all that come count, so that a change that lasts is followed
+        if self.seen >= _ENOUGH and (self.usual is None or self.seen % 16 == 0): self.usual = statistics.median(self.norms)
+
+@patch
+def _refusal(self: Expert, x: torch.Tensor, grad: torch.Tensor) -> BadGradient | None:
+    "Why a part is not computed"
+    if not (_finite(x) and _finite(grad)): return BadGradient(f'{self.uid} refused a gradient with NaN or infinity in it')
+    norm = float(torch.linalg.vector_norm(grad.float())) / math.sqrt(len(grad))
+    usual = self.screen.usual
+    self.screen.note(norm)
+    # below `clip` no gradient does harm, however small the others are
+    if usual is None or norm <= max(_TOO_LARGE * usual, self.clip or 0.): return None
+    return BadGradient(f'{self.uid} refused a gradient of norm {norm:.3g} a row: usual is {usual:.3g}. '
+                       'Is the loss scaled (`DMoE.loss_scale`), or has training diverged?')
 
 @patch
 def backward_batch(
     self: Expert,
     parts: list[tuple],  # `(x, grad, seed)` of each caller, and perhaps a `rate`
 ) -> list[torch.Tensor | BadGradient]:
-    "The input gradients of all parts after ONE optimizer step; a part that is not finite is refused alone"
-    refusal = BadGradient(f'{self.uid} refused a gradient with NaN or infinity in it')
-    results = [None if _finite(x) and _finite(grad) else refusal for x, grad, *_ in parts]
+    "The input gradients of all parts after ONE optimizer step; a part that is not finite, or far too large, is refused alone"
+    results = [self._refusal(x, grad) for x, grad, *_ in parts]
     good = [i for i, result in enumerate(results) if result is None]
     self.refused += len(parts) - len(good)
     if not good: return results

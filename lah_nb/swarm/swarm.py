@@ -22,7 +22,7 @@ from ..mixture.experts import Learning, parse_uids
 from .hosting import Grid, read_grids, read_peers, read_seeds
 from .monitor import Monitor
 from ..network.host import Host, start_owned, stop_owned
-from ..network.portal import close_portal, open_portal
+from ..network.portal import PortalClosed, close_portal, open_portal
 from ..network.reach import answer_dial_back
 from ..mixture.roster import Roster
 from .snapshot import Snapshot, check_status
@@ -213,7 +213,9 @@ def close(self: Swarm):
     for peer in self.local_peers: peer.ask_to_stop()
     deadline = time.monotonic() + 8.
     for peer in self.local_peers: peer.stop(max(deadline - time.monotonic(), 0.1))
-    if hasattr(self, '_scope'): self.portal.run(stop_owned, self._scope, self._ended, timeout=5.)
+    try:
+        if hasattr(self, '_scope'): self.portal.run(stop_owned, self._scope, self._ended, timeout=5.)
+    except PortalClosed: pass  # its thread has ended, and all that ran there
     close_portal(self.portal)
 
 @atexit.register

@@ -312,6 +312,22 @@ def _gradient(flat: torch.Tensor) -> torch.Tensor:
     if key not in buffers: buffers[key] = torch.empty_like(flat)
     return buffers[key].zero_()
 
+# %% ../../nbs/mixture/01_experts.ipynb #00000052
+_TOO_LARGE = 20.  # times the usual norm of a gradient
+_ENOUGH, _KNOWN = 50, 256  # parts after which, and from which, it is known what is usual
+
+class _Screen:
+    "The usual size of the gradients that come"
+    def __init__(self):
+        self.norms, self.seen = deque(maxlen=_KNOWN), 0
+        self.usual = None  # their median, once there are enough
+
+    def note(self, norm: float):
+        self.norms.append(norm)
+        self.seen += 1
+        # a median is as good a few parts later; all that come count, so that a change that lasts is followed
+        if self.seen >= _ENOUGH and (self.usual is None or self.seen % 16 == 0): self.usual = statistics.median(self.norms)
+
 # %% ../../nbs/mixture/01_experts.ipynb #00000023
 class Expert:
     "A module with its own optimizer; one thread at a time"
@@ -432,24 +448,9 @@ def forward(
     return self.forward_batch([(x, seed)])[0]
 
 # %% ../../nbs/mixture/01_experts.ipynb #0000002c
-_TOO_LARGE = 20.  # times the usual norm of a gradient
-_ENOUGH, _KNOWN = 50, 256  # parts after which, and from which, it is known what is usual
-
 def _finite(t: torch.Tensor) -> bool:
     # A finite sum proves finite terms and is much quicker to take than `isfinite().all()`; a large sum proves nothing.
     return not t.is_floating_point() or math.isfinite(t.sum()) or bool(t.isfinite().all())
-
-class _Screen:
-    "The usual size of the gradients that come"
-    def __init__(self):
-        self.norms, self.seen = deque(maxlen=_KNOWN), 0
-        self.usual = None  # their median, once there are enough
-
-    def note(self, norm: float):
-        self.norms.append(norm)
-        self.seen += 1
-        # a median is as good a few parts later; all that come count, so that a change that lasts is followed
-        if self.seen >= _ENOUGH and (self.usual is None or self.seen % 16 == 0): self.usual = statistics.median(self.norms)
 
 @patch
 def _refusal(self: Expert, x: torch.Tensor, grad: torch.Tensor) -> BadGradient | None:

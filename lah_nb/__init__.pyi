@@ -4,6 +4,7 @@ __version__: str
 
 from .errors import LahError as LahError
 from .mixture import (
+    at_home as at_home,
     DMoE as DMoE,
     Learning as Learning,
     register_expert as register_expert,
@@ -12,6 +13,7 @@ from .mixture import (
 )
 from .network import Weather as Weather
 from .swarm import (
+    collect as collect,
     Snapshot as Snapshot,
     Swarm as Swarm,
     SwarmError as SwarmError,

@@ -19,7 +19,7 @@ def main():
     assert {'cli', 'doctor', 'layout', 'live', 'panels', 'study', 'style', 'swarm_view', 'training_view', 'figures'} <= light, light
 
     assert lah_nb.__version__ in run('--version').stdout
-    for command in '', 'demo', 'peer', 'train', 'status', 'doctor': assert 'usage: lah-nb' in run(*command.split(), '--help').stdout, command
+    for command in '', 'demo', 'peer', 'train', 'status', 'collect', 'doctor': assert 'usage: lah-nb' in run(*command.split(), '--help').stdout, command
     doctor = run('doctor', '--json')
     found = {check['what']: check['state'] for check in json.loads(doctor.stdout.splitlines()[-1])['checks']}
     assert found['Python'] == 'good' and found['torch'] == 'bad' and doctor.returncode, found

@@ -34,7 +34,9 @@ from .gating import (
     table_successors as table_successors,
 )
 from .server import claim as claim, Server as Server
+from .copies import Copies as Copies
 from .roster import Roster as Roster
+from .adoption import Adoption as Adoption, keep_alive as keep_alive
 from .trace import recorder as recorder, recording as recording, Span as Span, span as span
 from .dispatch import (
     Ask as Ask,
@@ -50,3 +52,4 @@ from .dispatch import (
 )
 from .stats import Dispatch as Dispatch, Stats as Stats
 from .dmoe import DMoE as DMoE, Timeout as Timeout, TooFewExperts as TooFewExperts
+from .home import at_home as at_home, HomeMoE as HomeMoE

@@ -5,10 +5,11 @@
 # %% auto #0
 __all__ = ['MAX_UIDS', 'EXPERTS', 'OPTIMIZERS', 'BETAS', 'ExpertError', 'BadGradient', 'split_uid', 'parse_uids', 'Schema',
            'ExpertClass', 'register_expert', 'TransformerLayer', 'Nop', 'expert_schema', 'load_expert_file', 'Learning',
-           'check_device', 'Expert', 'expert_path', 'save_expert', 'load_expert']
+           'check_device', 'Expert', 'expert_path', 'pack_expert', 'write_durably', 'save_expert', 'load_expert']
 
 # %% ../../nbs/mixture/01_experts.ipynb #00000003
-import importlib.util, json, math, os, re, sys, threading, zlib
+import importlib.util, json, math, os, re, statistics, sys, threading, zlib
+from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -31,7 +32,7 @@ class ExpertError(LahError):
     "A uid, a pattern, a class or a shape that does not fit; the message says what would"
 
 class BadGradient(ExpertError):
-    "A gradient with a NaN or an infinity in it was refused; weights and optimizer are as before"
+    "A gradient with a NaN or an infinity in it, or out of all proportion, was refused; weights and optimizer are as before"
 
 # %% ../../nbs/mixture/01_experts.ipynb #00000008
 MAX_UIDS = 65_536  # that one pattern may stand for
@@ -311,6 +312,22 @@ def _gradient(flat: torch.Tensor) -> torch.Tensor:
     if key not in buffers: buffers[key] = torch.empty_like(flat)
     return buffers[key].zero_()
 
+# %% ../../nbs/mixture/01_experts.ipynb #00000052
+_TOO_LARGE = 20.  # times the usual norm of a gradient
+_ENOUGH, _KNOWN = 50, 256  # parts after which, and from which, it is known what is usual
+
+class _Screen:
+    "The usual size of the gradients that come"
+    def __init__(self):
+        self.norms, self.seen = deque(maxlen=_KNOWN), 0
+        self.usual = None  # their median, once there are enough
+
+    def note(self, norm: float):
+        self.norms.append(norm)
+        self.seen += 1
+        # a median is as good a few parts later; all that come count, so that a change that lasts is followed
+        if self.seen >= _ENOUGH and (self.usual is None or self.seen % 16 == 0): self.usual = statistics.median(self.norms)
+
 # %% ../../nbs/mixture/01_experts.ipynb #00000023
 class Expert:
     "A module with its own optimizer; one thread at a time"
@@ -356,6 +373,7 @@ class Expert:
         self.updates = self.refused = 0
         self.rows_forward = self.rows_backward = 0
         self.grad_norm = 0.0  # running mean, before clipping
+        self.screen = _Screen()
 
     def __repr__(self):
         size = f'{self.flat.numel():,} parameters, {self.updates} updates'
@@ -435,13 +453,24 @@ def _finite(t: torch.Tensor) -> bool:
     return not t.is_floating_point() or math.isfinite(t.sum()) or bool(t.isfinite().all())
 
 @patch
+def _refusal(self: Expert, x: torch.Tensor, grad: torch.Tensor) -> BadGradient | None:
+    "Why a part is not computed"
+    if not (_finite(x) and _finite(grad)): return BadGradient(f'{self.uid} refused a gradient with NaN or infinity in it')
+    norm = float(torch.linalg.vector_norm(grad.float())) / math.sqrt(len(grad))
+    usual = self.screen.usual
+    self.screen.note(norm)
+    # below `clip` no gradient does harm, however small the others are
+    if usual is None or norm <= max(_TOO_LARGE * usual, self.clip or 0.): return None
+    return BadGradient(f'{self.uid} refused a gradient of norm {norm:.3g} a row: usual is {usual:.3g}. '
+                       'Is the loss scaled (`DMoE.loss_scale`), or has training diverged?')
+
+@patch
 def backward_batch(
     self: Expert,
     parts: list[tuple],  # `(x, grad, seed)` of each caller, and perhaps a `rate`
 ) -> list[torch.Tensor | BadGradient]:
-    "The input gradients of all parts after ONE optimizer step; a part that is not finite is refused alone"
-    refusal = BadGradient(f'{self.uid} refused a gradient with NaN or infinity in it')
-    results = [None if _finite(x) and _finite(grad) else refusal for x, grad, *_ in parts]
+    "The input gradients of all parts after ONE optimizer step; a part that is not finite, or far too large, is refused alone"
+    results = [self._refusal(x, grad) for x, grad, *_ in parts]
     good = [i for i, result in enumerate(results) if result is None]
     self.refused += len(parts) - len(good)
     if not good: return results
@@ -557,6 +586,32 @@ def expert_path(
     split_uid(uid)
     return Path(folder).expanduser() / f'{uid}.safetensors'
 
+def pack_expert(
+    expert: Expert,
+    tensors: dict[str, torch.Tensor] | None = None,  # its `state` of a moment ago; None: of now
+) -> bytes:
+    "What `save_expert` writes: the state, and what it takes to make such an expert"
+    if tensors is None: tensors = expert.state()
+    about = {key: str(getattr(expert, key)) for key in ('uid', 'expert_cls', 'hidden_dim', 'optimizer', 'lr')}
+    about |= {'updates': str(int(tensors['updates'])), 'learning': json.dumps(asdict(expert.learning))}
+    about |= {'betas': json.dumps(expert.betas), 'clip': json.dumps(expert.clip)}
+    return save(tensors, metadata=about)
+
+def write_durably(path: Path, data: bytes):
+    "Write a file whole or not at all; when this returns, a power cut cannot take it back"
+    part = path.with_name(f'.{path.name}.{os.getpid()}.part')
+    try:
+        with open(part, 'wb') as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    finally: part.unlink(missing_ok=True)
+    if os.name != 'posix': return  # elsewhere a folder cannot be opened
+    folder = os.open(path.parent, os.O_RDONLY)
+    try: os.fsync(folder)
+    finally: os.close(folder)
+
 def save_expert(
     expert: Expert,
     folder: str,  # made if it is not there
@@ -565,13 +620,7 @@ def save_expert(
     "Write `expert` to `folder`, whole or not at all"
     path = expert_path(folder, expert.uid)
     path.parent.mkdir(parents=True, exist_ok=True)
-    about = {key: str(getattr(expert, key)) for key in ('uid', 'expert_cls', 'hidden_dim', 'optimizer', 'updates')}
-    about['learning'] = json.dumps(asdict(expert.learning))
-    part = path.with_name(f'.{path.name}.{os.getpid()}.part')
-    try:
-        part.write_bytes(save(expert.state() if tensors is None else tensors, metadata=about))
-        os.replace(part, path)
-    finally: part.unlink(missing_ok=True)
+    write_durably(path, pack_expert(expert, tensors))
     return path
 
 def load_expert(

@@ -75,14 +75,22 @@ class Server:
         *,
         runtime: Runtime | None = None,
         checkpoint_dir: str | os.PathLike | None = None,  # read at the start, written on leaving
-        save_every: float = 300.,  # seconds
+        start_from: str | os.PathLike | None = None,  # read at the start where `checkpoint_dir` has nothing, never written
+        save_every: float = 60.,  # seconds after which an expert that has learnt is written
+        save_after: int = 1000,  # updates after which it is written at once
     ):
         self.network, self.dht = network, dht
         self.experts = {expert.uid: expert for expert in experts}
         self.runtime = runtime or Runtime(self.experts)
         self.checkpoint_dir, self.save_every = checkpoint_dir and os.path.expanduser(checkpoint_dir), save_every
+        self.save_after = save_after
+        self.start_from = start_from
+        self._saved = {}  # uid -> (updates that are on the disk, or None; when it was last written or tried)
         self.started = 0.  # on trio's clock
         self.saving, self.on_leave = False, lambda: None  # is it saving, before it ends; called when it begins to leave
+        self.before_serving = self.before_leaving = trio.lowlevel.checkpoint  # awaited; the second must end by itself
+        self.hands_over = True  # when it leaves; False: nobody is to take over anything, for all leave at once
+        self.tasks = []  # async functions that run while it serves
         self._done = OrderedDict()  # (peer id, call's id) -> the answer to a backward that was applied
         self._working = {}  # (peer id, call's id) -> what is set when it is
         network.serve('call.forward', self._forward, self._checker(backward=False))
@@ -158,22 +166,22 @@ def _forget(self: Server):
 @patch
 async def run(self: Server, *, task_status=trio.TASK_STATUS_IGNORED):
     "Serve until cancelled"
-    if self.checkpoint_dir:
-        _check_folder(self.checkpoint_dir)
-        for expert in self.experts.values():
-            # what was taken over from a living host is newer
-            if not expert.updates: load_expert(expert, self.checkpoint_dir)
+    self._load()
+    served = False
     try:
         async with trio.open_nursery() as nursery:
             await nursery.start(self.runtime.run)
-            self.started = trio.current_time()
+            self.started, served = trio.current_time(), True
+            await self.before_serving()
             await self.announce()
-            nursery.start_soon(self._save_regularly)
+            for task in self.tasks: nursery.start_soon(task)
+            if self.checkpoint_dir: nursery.start_soon(self._save_regularly)
             task_status.started(self)
     finally:
         self.saving = bool(self.checkpoint_dir)
         self.on_leave()
         with trio.CancelScope(shield=True):  # not cut off, however much there is to save
+            if served: await self.before_leaving()
             with trio.move_on_after(1.5):
                 try: await self.dht.withdraw()
                 except LahError as error: _log.warning('could not withdraw, the records will expire: %s', error)
@@ -181,6 +189,20 @@ async def run(self: Server, *, task_status=trio.TASK_STATUS_IGNORED):
         self.saving = False
 
 # %% ../../nbs/mixture/04_server.ipynb #00000015
+@patch
+def _load(self: Server):
+    "Take up what was saved"
+    if self.start_from and not Path(self.start_from).expanduser().is_dir():
+        raise LahError(f'there is no folder {self.start_from} to start from', see='checkpoint')
+    if self.checkpoint_dir:
+        _check_folder(self.checkpoint_dir)
+        _sweep(self.checkpoint_dir)
+    for expert in self.experts.values():
+        if expert.updates: continue  # what was taken over from a living host is newer
+        if self.checkpoint_dir and load_expert(expert, self.checkpoint_dir):
+            self._saved[expert.uid] = expert.updates, trio.current_time()
+        elif self.start_from: load_expert(expert, self.start_from)
+
 @patch
 async def announce(self: Server):
     "Say what is hosted here and where"
@@ -192,10 +214,13 @@ async def announce(self: Server):
 # %% ../../nbs/mixture/04_server.ipynb #00000017
 @patch
 def save(self: Server):
-    "Write every expert to `checkpoint_dir`, each file whole or not at all"
+    "Write every expert that has changed to `checkpoint_dir`, each file whole or not at all"
     if not self.checkpoint_dir: return
     try:
-        for expert in self.experts.values(): save_expert(expert, self.checkpoint_dir)
+        for expert in list(self.experts.values()):
+            if self._saved.get(expert.uid, (None,))[0] == expert.updates: continue
+            save_expert(expert, self.checkpoint_dir)
+            self._saved[expert.uid] = expert.updates, 0.
     # a full disk is no reason to leave the swarm
     except OSError as error: _log.error('the experts could not be saved: %s', error)
 
@@ -208,19 +233,34 @@ def _check_folder(folder):
         raise LahError(f'experts cannot be saved in {folder} ({error.strerror}); '
                        'name another folder with --checkpoint-dir', see='checkpoint') from None
 
+def _sweep(folder):
+    "Remove what processes that were killed while they wrote have left behind"
+    for part in Path(folder).glob('.*.safetensors.*.part'):
+        pid = part.name.split('.')[-2]
+        if pid.isdigit() and int(pid) != os.getpid() and psutil.pid_exists(int(pid)): continue
+        try: part.unlink(missing_ok=True)
+        except OSError as error: _log.warning('%s stays: %s', part, error)
+
 @patch
 async def _save_regularly(self: Server):
     while True:
-        await trio.sleep(self.save_every)
-        if self.checkpoint_dir: await self._save_one_by_one()
+        await trio.sleep(min(self.save_every, 1.))
+        await self._save_one_by_one()
 
 @patch
 async def _save_one_by_one(self: Server):
-    "Copy an expert between two trips of the device, write it while others serve"
+    "Copy an expert that is due between two trips of the device, write it while others serve"
     for expert in list(self.experts.values()):
+        now = trio.current_time()
+        updates, tried = self._saved.get(expert.uid, (None, self.started))
+        learnt = expert.updates - (updates or 0)
+        if updates == expert.updates or learnt < self.save_after and now - tried < self.save_every: continue
+        if now < tried: continue
         state = await self.runtime.on_device(expert.state)
+        self._saved[expert.uid] = updates, now + self.save_every  # on a full disk, not again at once
         try: await trio.to_thread.run_sync(save_expert, expert, self.checkpoint_dir, state)
         except OSError as error: return _log.error('the experts could not be saved: %s', error)
+        self._saved[expert.uid] = int(state['updates']), now
 
 # %% ../../nbs/mixture/04_server.ipynb #00000019
 @patch

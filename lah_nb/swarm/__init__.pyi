@@ -5,3 +5,4 @@ from .children import LocalPeer as LocalPeer, SwarmError as SwarmError
 from .volunteering import Volunteer as Volunteer, volunteer as volunteer
 from .monitor import Monitor as Monitor
 from .swarm import RemotePeer as RemotePeer, Swarm as Swarm
+from .collecting import collect as collect, Collected as Collected

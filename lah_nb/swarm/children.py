@@ -77,13 +77,15 @@ def say(self: LocalPeer, command: str):
 
 @patch
 def ask_to_stop(self: LocalPeer):
-    "Close its pipe: it withdraws its records, saves, and ends"
+    "Close its pipe: it withdraws its records, saves, and ends, without handing its experts over"
     try: self.process.stdin.close()
     except OSError: pass  # it has gone already
 
 @patch
 def stop(self: LocalPeer, timeout: float = 8.):
-    "End it in peace, or by force after `timeout` seconds"
+    "End it in peace, its experts handed over to others, or by force after `timeout` seconds"
+    try: self.say('leave')
+    except SwarmError: pass  # it was asked already, or has gone
     self.ask_to_stop()
     self._reap(timeout)
 

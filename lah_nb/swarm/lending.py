@@ -17,13 +17,15 @@ from platformdirs import user_data_dir
 from ..network.dht import DHT
 from ..errors import LahError
 from ..mixture.experts import EXPERTS, Expert, ExpertError, Learning, check_device, expert_schema, load_expert_file, parse_uids
-from lah_nb.swarm.hosting import (
+from .hosting import (
     Grid, bytes_of, fetch_state, free_bytes, grid_entries, keep_told, peer_entries, read_grids, read_peers, read_seeds,
-    serve_states)
+    serve_states, told_grids)
 from ..network.calls import CallError, KeyPair, Refused, load_identity, new_identity
 from ..network.host import Host
 from ..network.board import Board
 from ..network.reach import Places, TwinError, answer_dial_back, answer_twin, check_twin, find_reach
+from ..mixture.adoption import keep_alive
+from ..mixture.copies import COPIES
 from ..mixture.server import Server, claim, saved_uids, taken_uids
 from ..network.wire import field
 
@@ -128,7 +130,7 @@ class Lender:
         self.host, self.dht = host, dht
         self.seeds = seeds      # peers that it joined through
         self.device = device
-        self.server, self.grid = None, None
+        self.server, self.grid, self.adoption = None, None, None
         self.lost = self.paused = False
         self.settled = []       # its own addresses when it was found out how others reach it
         self.rank, self.peers = None, 0
@@ -149,7 +151,8 @@ class Lender:
     def entries(self) -> dict:
         "The records by which this volunteer tells of itself"
         if self.paused: return {}
-        return peer_entries(self.server, grid_entries([self.grid.last], self.grid.expert_cls, self.grid.hidden_dim))
+        own = grid_entries([self.grid.last], self.grid.expert_cls, self.grid.hidden_dim)
+        return peer_entries(self.server, told_grids(self.server, own))
 
 # %% ../../nbs/swarm/03_lending.ipynb #0000001e
 @patch
@@ -173,12 +176,13 @@ async def settle(self: Lender):
 def status(self: Lender) -> dict:
     "What this volunteer does, and what it has done"
     experts, stats = self.server.experts.values(), self.server.runtime.stats()
+    inherited = self.inherited + sum(self.adoption.brought.values())
     reach = 'direct' if self.host.addrs else 'relay' if self.host.circuits else 'none'
     return {
         'state': self.state, 'peer_id': self.host.peer_id, 'reach': reach, 'addrs': self.host.reach,
         'device': self.device, 'grid': self.grid.pattern,
         'experts': len(experts), 'uids': sorted(self.server.experts)[:64],
-        'rows': sum(e.rows_forward for e in experts), 'updates': sum(e.updates for e in experts) - self.inherited,
+        'rows': sum(e.rows_forward for e in experts), 'updates': sum(e.updates for e in experts) - inherited,
         'load': stats['rows_per_second'], 'uptime': trio.current_time() - self.server.started,
         'rank': self.rank, 'peers': self.peers, 'memory': psutil.Process().memory_info().rss}
 
@@ -295,13 +299,15 @@ async def pause(self: Lender):
     self.paused, self._serving = True, self.host.methods['call.forward']
     def no(caller, meta, specs): raise LahError('this volunteer has paused: choose other experts')
     self.host.serve('call.forward', self._serving.handler, no)
-    await self.dht.withdraw()
+    self.adoption.copies.paused = True  # it goes on holding what it holds
+    await self.dht.withdraw([slot for slot in self.dht.mine if slot[0] != 'swarm/holders'])
 
 @patch
 async def resume(self: Lender):
     "Serve again"
     if not self.paused: return
     self.paused, self.host.methods['call.forward'] = False, self._serving
+    self.adoption.copies.paused = False
     await self.announce()
 
 @patch
@@ -349,6 +355,8 @@ async def lend(
     learning: Learning | None = None,  # schedule and decay of its experts, and whether trainers may lower their rate
     clip: float | None = 1.,  # largest norm of an expert's gradient
     checkpoint_dir: str | None = None,
+    start_from: str | None = None,  # a folder of experts that is only read
+    copies: int = COPIES,  # of each expert, on other peers; 0: none, and none are held for others
     device: str | None = None,  # None: the accelerator, if there is one
     ready: Callable[[Server], None] = lambda server: None,
     tell: Callable[[dict], None] = lambda status: None,  # called every second with the `Lender.status`
@@ -384,8 +392,9 @@ async def lend(
         make = lambda: [Expert(uid, *kind, optimizer=optimizer, lr=lr, learning=learning, clip=clip, device=device) for uid in uids]
         experts = await trio.to_thread.run_sync(make)
         await lender.inherit(experts)
-        server = Server(host, dht, experts, checkpoint_dir=checkpoint_dir)
+        server = Server(host, dht, experts, checkpoint_dir=checkpoint_dir, start_from=start_from)
         serve_states(server)
+        lender.adoption = keep_alive(server, copies)
         async with trio.open_nursery() as inner:
             await inner.start(server.run)
             lender.server, lender.inherited = server, sum(expert.updates for expert in experts)

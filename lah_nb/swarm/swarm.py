@@ -17,11 +17,12 @@ from .children import LocalPeer, SwarmError
 from ..network.dht import DHT
 from ..errors import LahError
 from ..machine import cores
+from ..mixture.copies import COPIES
 from ..mixture.experts import Learning, parse_uids
 from .hosting import Grid, read_grids, read_peers, read_seeds
 from .monitor import Monitor
 from ..network.host import Host, start_owned, stop_owned
-from ..network.portal import close_portal, open_portal
+from ..network.portal import PortalClosed, close_portal, open_portal
 from ..network.reach import answer_dial_back
 from ..mixture.roster import Roster
 from .snapshot import Snapshot, check_status
@@ -130,6 +131,8 @@ def start_peers(self: Swarm,
     learning: Learning | None = None,  # schedule and decay of the experts, and whether trainers may lower their rate
     clip: float = 1.,  # largest norm of an expert's gradient
     checkpoint_dir: str | None = None,
+    start_from: str | None = None,  # a folder of experts, as `collect` makes it, that is only read
+    copies: int = COPIES,  # of each expert, on other peers, one of which adopts it when its host is gone
     expert_file: str | None = None,  # a Python file that registers expert_cls
     device: str = 'cpu',
     timeout: float = 60.,  # seconds until all of them serve
@@ -140,10 +143,11 @@ def start_peers(self: Swarm,
     if peers < 1 or not num_experts and peers > len(uids):
         raise SwarmError(f'{len(uids)} experts cannot be spread over {peers} peers', see='uids')
     options = ['--expert-cls', expert_cls, '--hidden-dim', str(hidden_dim),
-               '--optimizer', optimizer, '--lr', str(lr), '--clip', str(clip), '--device', device]
+               '--optimizer', optimizer, '--lr', str(lr), '--clip', str(clip), '--copies', str(copies), '--device', device]
     if learning: options += learning.options()
     for addr in seeds[:3]: options += ['--join', addr]
     if checkpoint_dir: options += ['--checkpoint-dir', checkpoint_dir]
+    if start_from: options += ['--from', start_from]
     if expert_file: options += ['--expert-file', expert_file]
     if num_experts: shares = [['--experts', experts, '--num-experts', str(num_experts)]] * peers
     else: shares = [['--experts', ','.join(uids[i::peers])] for i in range(peers)]
@@ -165,7 +169,7 @@ def local(
     cls: Swarm,
     peers: int = 4,
     experts: str = 'ffn.[0:8].[0:8]',  # pattern of uids, spread evenly over the peers
-    **options,  # of `start_peers`: expert_cls, hidden_dim, optimizer, lr, checkpoint_dir, expert_file, device, timeout
+    **options,  # of `start_peers`: expert_cls, hidden_dim, optimizer, lr, checkpoint_dir, start_from, copies, expert_file, device, timeout
 ) -> Swarm:
     "Start `peers` peers as child processes on this computer, and join them; in a notebook, instead of those the variable held before"
     execution = _close_overwritten()
@@ -209,7 +213,9 @@ def close(self: Swarm):
     for peer in self.local_peers: peer.ask_to_stop()
     deadline = time.monotonic() + 8.
     for peer in self.local_peers: peer.stop(max(deadline - time.monotonic(), 0.1))
-    if hasattr(self, '_scope'): self.portal.run(stop_owned, self._scope, self._ended, timeout=5.)
+    try:
+        if hasattr(self, '_scope'): self.portal.run(stop_owned, self._scope, self._ended, timeout=5.)
+    except PortalClosed: pass  # its thread has ended, and all that ran there
     close_portal(self.portal)
 
 @atexit.register

@@ -532,6 +532,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                        'lah_nb.mixture.roster._name': ('mixture/roster.html#_name', 'lah_nb/mixture/roster.py'),
                                        'lah_nb.mixture.roster.index_entries': ( 'mixture/roster.html#index_entries',
                                                                                 'lah_nb/mixture/roster.py'),
+                                       'lah_nb.mixture.roster.is_adopted': ('mixture/roster.html#is_adopted', 'lah_nb/mixture/roster.py'),
                                        'lah_nb.mixture.roster.read_leaf': ('mixture/roster.html#read_leaf', 'lah_nb/mixture/roster.py')},
             'lah_nb.mixture.rows': { 'lah_nb.mixture.rows.Memory': ('mixture/rows.html#memory', 'lah_nb/mixture/rows.py'),
                                      'lah_nb.mixture.rows.Memory.__init__': ('mixture/rows.html#memory.__init__', 'lah_nb/mixture/rows.py'),

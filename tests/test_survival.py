@@ -9,7 +9,7 @@ from lah_nb.errors import LahError
 from lah_nb.mixture.adoption import keep_alive
 from lah_nb.mixture.copies import rank
 from lah_nb.mixture.experts import Expert, expert_path, load_expert, pack_expert, save_expert
-from lah_nb.mixture.server import Server
+from lah_nb.mixture.server import Server, claim
 from lah_nb.network import DHT, MemoryHub
 
 
@@ -247,6 +247,28 @@ def test_a_host_that_starts_again_goes_on_from_the_newest_state_and_is_the_only_
         assert again.server.experts['ffn.0'].updates == 7
         await trio.sleep(20)
         assert hosts_of('ffn.0', again, b, c) == [again]
+    story(main)
+
+
+def test_adopted_experts_are_free_for_a_peer_that_wants_them():
+    async def main(swarm):
+        a = await swarm.host('ffn.0', 'ffn.1')
+        b = await swarm.host('ffn.2')
+        for expert in a.server.experts.values(): learn(expert, 3)
+        await trio.sleep(40)
+        swarm.kill(a)
+        await trio.sleep(60)
+        assert sorted(b.server.experts) == ['ffn.0', 'ffn.1', 'ffn.2']
+        dht = DHT(swarm.hub.peer(), clock=trio.current_time)
+        await swarm.nursery.start(dht.run)
+        await dht.join({b.network.peer_id: b.network.addrs})
+        assert sorted(await claim(dht, 'ffn.[0:3]', 2, schema=quick('ffn.0').schema)) == ['ffn.0', 'ffn.1']
+        c = serve(dht, [quick('ffn.0'), quick('ffn.1')])
+        keep_alive(c, 4)
+        await swarm.nursery.start(c.run)
+        assert [expert.updates for expert in c.experts.values()] == [3, 3]
+        await trio.sleep(20)
+        assert list(b.server.experts) == ['ffn.2']
     story(main)
 
 

@@ -60,7 +60,7 @@ async def look(self: Adoption):
     "Ask the hosts, and do what is due"
     held = self.copies.held
     for uid in set(held) & set(self.server.experts): del held[uid]
-    watched = [*held, *self.copies.fostered]
+    watched = [*held, *self.server.fostered]
     taken = await taken_uids(self.dht, watched, max_age=2 * REFETCH)
     hosts = {uid: taken.get(uid, set()) - {self.network.peer_id} for uid in watched}
     for uid, copy in held.items(): hosts[uid].add(copy.author)
@@ -79,7 +79,7 @@ async def look(self: Adoption):
     self._orphans = orphans
     due = [uid for uid, since in orphans.items() if now - since >= patience]
     if due and self.server.hands_over and not self.copies.leaving: await self._decide(due)
-    for uid in list(self.copies.fostered): await self._settle(uid, {p: answers[p].get(uid) for p in hosts.get(uid, ()) if type(answers[p]) is dict})
+    for uid in list(self.server.fostered): await self._settle(uid, {p: answers[p].get(uid) for p in hosts.get(uid, ()) if type(answers[p]) is dict})
 
 @patch
 def _hosts(self: Adoption, peer: str, uid: str, answer: dict | str, taken: dict) -> bool:
@@ -143,11 +143,11 @@ async def adopt(self: Adoption, packed: list[bytes]):
             continue
         if expert.uid in self.server.experts: continue
         self.server.experts[expert.uid] = expert
-        self.copies.fostered.add(expert.uid)
+        self.server.fostered.add(expert.uid)
         self.copies.held.pop(expert.uid, None)
         self.adopted += 1
         self.brought[expert.uid] = expert.updates
-        entries |= index_entries([expert.uid], expert.schema, self.network.reach)
+        entries |= index_entries([expert.uid], expert.schema, self.network.reach, adopted=True)
         _log.info('adopted %s at %d updates', expert.uid, expert.updates, extra={'uid': expert.uid, 'updates': expert.updates})
     if entries: await self.dht.announce(entries)
 
@@ -155,7 +155,7 @@ async def adopt(self: Adoption, packed: list[bytes]):
 @patch
 async def _settle(self: Adoption, uid: str, others: dict[str, tuple | None]):
     "Leave an adopted expert to another host, if there is one that is to have it"
-    if (expert := self.server.experts.get(uid)) is None: return self.copies.fostered.discard(uid)
+    if (expert := self.server.experts.get(uid)) is None: return self.server.fostered.discard(uid)
     for peer, told in others.items():
         if told is None or told[0] == HELD: continue
         role, updates, _ = told
@@ -175,7 +175,7 @@ async def _tell_newer(self: Adoption, peer: str, expert: Expert):
 async def give_up(self: Adoption, uid: str):
     "Host an expert no longer, and say so"
     expert = self.server.experts.pop(uid)
-    self.copies.fostered.discard(uid)
+    self.server.fostered.discard(uid)
     self.brought.pop(uid, None)
     _log.info('%s has another host', uid, extra={'uid': uid})
     kept = {}

@@ -138,7 +138,6 @@ class Copies:
         self.server, self.network, self.dht = server, server.network, server.dht
         self.copies, self.room = copies, free_memory() // 16 if room is None else room
         self.held = {}          # uid -> Copy
-        self.fostered = set()   # uids of experts that were adopted
         self.sent = {}          # uid -> (holder, its life) -> (updates that it has confirmed, when)
         self.given = {}         # (uid, peer) -> updates of the state that it fetched here
         self.leaving = self.paused = False
@@ -221,7 +220,7 @@ async def _tell(self: Copies, request: Request):
         if self.leaving: break  # it is no host any more, nor a holder
         if expert := self.server.experts.get(uid):
             wanted = any(peer == request.peer_id for peer, _ in self.sent.get(uid, ()))
-            known[uid] = [FOSTERED if uid in self.fostered else HOSTED, expert.updates, wanted]
+            known[uid] = [FOSTERED if uid in self.server.fostered else HOSTED, expert.updates, wanted]
         elif copy := self.held.get(uid):
             size = len(copy.data)
             if size not in able: able[size] = self.affords(size)

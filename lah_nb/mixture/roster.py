@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Hosted', 'LONGEST_PAUSE', 'SUSPECT_AFTER', 'UNKNOWN', 'FRESH', 'MARGIN', 'MOST_PEERS', 'Benched', 'index_entries',
-           'read_leaf', 'Roster', 'ShapeError']
+           'is_adopted', 'read_leaf', 'Roster', 'ShapeError']
 
 # %% ../../nbs/mixture/05_roster.ipynb #00000003
 import logging, random, statistics, time
@@ -29,9 +29,11 @@ def index_entries(
     uids: Iterable[str],
     schema: Schema,
     addrs: Sequence[str],  # where the host can be dialled
+    adopted: bool = False,  # only until another peer wants to host them
 ) -> dict[tuple[str, str], bytes]:  # (key, subkey) -> value
     "The records that announce a host's experts: one for each prefix, the last with a value"
-    entries, leaf = {}, msgpack.packb({'addrs': list(addrs), 'schema': schema.to_list()})
+    about = {'addrs': list(addrs), 'schema': schema.to_list()} | ({'adopted': True} if adopted else {})
+    entries, leaf = {}, msgpack.packb(about)
     for uid in uids:
         parts = uid.split('.')
         for i in range(1, len(parts) - 1):
@@ -40,6 +42,11 @@ def index_entries(
     return entries
 
 Hosted = namedtuple('Hosted', 'peer_id addrs schema')
+
+def is_adopted(value: bytes) -> bool:
+    "Does a stranger say of its expert that it has only adopted it?"
+    try: return msgpack.unpackb(value).get('adopted') is True
+    except (ValueError, AttributeError, msgpack.UnpackException): return False
 
 def read_leaf(peer_id: str, value: bytes) -> Hosted:
     "What a stranger says of its expert, checked"

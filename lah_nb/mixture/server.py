@@ -20,7 +20,7 @@ from ..network.dht import DHT
 from ..errors import LahError
 from .experts import Expert, ExpertError, Schema, load_expert, parse_uids, save_expert
 from ..network.calls import Network, Refused, Request
-from .roster import index_entries, read_leaf
+from .roster import index_entries, is_adopted, read_leaf
 from .runtime import Runtime
 from ..network.wire import WireError, field
 
@@ -86,6 +86,7 @@ class Server:
         self.save_after = save_after
         self.start_from = start_from
         self._saved = {}  # uid -> (updates that are on the disk, or None; when it was last written or tried)
+        self.fostered = set()  # uids of those experts that it has adopted
         self.started = 0.  # on trio's clock
         self.saving, self.on_leave = False, lambda: None  # is it saving, before it ends; called when it begins to leave
         self.before_serving = self.before_leaving = trio.lowlevel.checkpoint  # awaited; the second must end by itself
@@ -207,7 +208,7 @@ def _load(self: Server):
 async def announce(self: Server):
     "Say what is hosted here and where"
     entries = {}
-    for expert in self.experts.values(): entries.update(index_entries([expert.uid], expert.schema, self.network.reach))
+    for expert in self.experts.values(): entries.update(index_entries([expert.uid], expert.schema, self.network.reach, expert.uid in self.fostered))
     copies = await self.dht.announce(entries)
     if entries and not copies: _log.warning('nobody took the records of %d experts; trying again at the next renewal', len(self.experts))
 
@@ -283,6 +284,7 @@ async def taken_uids(
     uids: Sequence[str],
     *,
     max_age: float = 0.,  # seconds; 0 asks the swarm
+    adopted: bool = True,  # count hosts that have only adopted an expert: they leave it to who wants it
 ) -> dict[str, set[str]]:  # uid -> peer ids of its hosts
     "Who hosts which of `uids`"
     prefixes = {f'experts/{uid.rpartition(".")[0]}' for uid in uids}
@@ -291,7 +293,7 @@ async def taken_uids(
     for key, records in found.items():
         for record in records:
             uid = f'{key.partition("/")[2]}.{record.subkey}'
-            if not record.value or uid not in wanted: continue
+            if not record.value or uid not in wanted or not adopted and is_adopted(record.value): continue
             taken.setdefault(uid, set()).add(record.author)
             try: dht.network.learn(record.author, read_leaf(record.author, record.value).addrs)
             except LahError as error: _log.info('%s', error)
@@ -333,7 +335,7 @@ async def claim(
     mine = []
     if number is None or number >= len(uids): return uids
     for _ in range(4):
-        taken = await taken_uids(dht, uids)
+        taken = await taken_uids(dht, uids, adopted=False)
         own = [uid for uid, peers in taken.items() if dht.peer_id in peers]  # of an earlier life
         free = [uid for uid in uids if not taken.get(uid) and uid not in mine]
         if own or len(free) < number or not {uid for uid in saved if taken.get(uid)}.isdisjoint(uids):
@@ -347,7 +349,7 @@ async def claim(
         if not new: break
         await dht.announce(index_entries(new, schema, dht.network.reach))
         await trio.sleep(settle)
-        taken = await taken_uids(dht, mine)
+        taken = await taken_uids(dht, mine, adopted=False)
         rivals = await living_hosts(dht, {uid: peers for uid, peers in taken.items() if min(peers) < dht.peer_id})
         lost = [uid for uid in mine if rivals.get(uid) and min(rivals[uid]) < dht.peer_id]
         mine = [uid for uid in mine if uid not in lost]

@@ -205,7 +205,7 @@ async def choose(
     known = {p: grid for p, grid in grids.items() if grid.expert_cls in EXPERTS}
     if not known: bytes_of(next(iter(grids.values())).expert_cls, 1)  # says what is missing
     uids = {uid: p for p, grid in known.items() for uid in parse_uids(grid.pattern)}
-    taken = await taken_uids(self.dht, list(uids))
+    taken = await taken_uids(self.dht, list(uids), adopted=False)
     heat, gone = await self._ask_hosts({peer for found in taken.values() for peer in found})
     # who has died is in the records for a while
     self.hosts = hosts = {uid: found - gone for uid, found in taken.items()}

@@ -54,6 +54,8 @@ from .records import (
     Record as Record,
     Records as Records,
 )
+from .contacts import Contacts as Contacts
+from .lookup import Finder as Finder
 from .weather import (
     Constant as Constant,
     Exponential as Exponential,

@@ -7,6 +7,7 @@ __all__ = ['MAX_KEY', 'MAX_VALUE', 'MAX_TTL', 'ENOUGH', 'Record', 'authentic', '
 
 # %% ../../nbs/network/09_records.ipynb #00000003
 import hashlib, heapq
+from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import lru_cache
@@ -132,26 +133,60 @@ class Lookup:
         key: str,
         peers: Iterable[str],  # where to begin
         width: int = 8,  # nearest live peers that must have answered
+        doubted: Callable[[str], bool] = lambda source: False,  # sources that are heard last
     ):
-        self.key, self.width = key, width
-        self.state = dict.fromkeys(peers, 'new')  # or 'asked', 'answered', 'slow', 'failed'
+        self.key, self.width, self.doubted = key, width, doubted
+        self._point, self._far = point(key), {}  # peer -> its distance
+        self.state = {}  # peer -> 'new', 'asked', 'answered', 'slow' or 'failed'
+        self.named = {}  # source -> the peers it named
+        self._asked_for = {}  # peer that is asked -> the source whose share it takes
+        self._name(None, peers)
 
-    def _nearest(self, *without: str) -> list[str]:
-        "The nearest, without those of some states"
-        return nearest(self.key, [p for p, s in self.state.items() if s not in without], self.width)
+    def _name(self, source: str | None, peers: Iterable[str]):
+        peers = set(peers)
+        self.named[source] = peers
+        for peer in peers:
+            if peer in self.state: continue
+            self.state[peer], self._far[peer] = 'new', point(peer) ^ self._point
+
+    def _nearest(self, peers: Iterable[str], *without: str) -> list[str]:
+        "The nearest of some peers, without those of some states"
+        peers = [peer for peer in peers if self.state[peer] not in without]
+        return heapq.nsmallest(self.width, peers, key=self._far.__getitem__)
 
     def count(self, *states: str) -> int: return sum(s in states for s in self.state.values())
 
+    @property
+    def _answered(self) -> set[str]: return {peer for peer, s in self.state.items() if s == 'answered'}
+
+    @property
+    def _voters(self) -> list[str]:
+        "The nearest that answered; the doubted only if there are no others"
+        answered = self._answered
+        return self._nearest([p for p in answered if not self.doubted(p)] or answered)
+
+    def _view(self, source: str | None, answered: set[str], *without: str) -> list[str]:
+        "The nearest as one source has it"
+        return self._nearest(self.named[source] | answered, *without)
+
     def wanted(self) -> list[str]:
-        "Peers to ask now"
-        found = [peer for peer in self._nearest('failed', 'slow') if self.state[peer] == 'new']
-        for peer in found: self.state[peer] = 'asked'
+        "Peers to ask now: of each source no more at once than its share"
+        answered, sources, found = self._answered, [None, *self._voters], []
+        share = max(2, self.width // len(sources))
+        waiting = Counter(source for peer, source in self._asked_for.items() if self.state[peer] == 'asked')
+        for source in sources:
+            most = self.width if source is None or len(sources) == 2 else share
+            for peer in self._view(source, answered, 'failed', 'slow'):
+                if self.state[peer] != 'new' or waiting[source] >= most: continue
+                self.state[peer], self._asked_for[peer] = 'asked', source
+                waiting[source] += 1
+                found.append(peer)
         return found
 
     def answered(self, peer: str, closer: Iterable[str] = ()):
         "`peer` answered, and named others"
         self.state[peer] = 'answered'
-        for other in closer: self.state.setdefault(other, 'new')
+        self._name(peer, closer)
 
     def slow(self, peer: str):
         "`peer` has not answered yet: go on without it"
@@ -161,19 +196,33 @@ class Lookup:
         "`peer` is not there"
         self.state[peer] = 'failed'
 
+    def _most(self, agree: Callable[[str, set[str]], bool]) -> bool:
+        "Do more than half of the voters agree? All of them must while few have answered"
+        answered, voters = self._answered, self._voters
+        yes = sum(agree(source, answered) for source in voters)
+        return 2 * yes > len(voters) if len(answered) >= self.width else bool(voters) and yes == len(voters)
+
+    def _exhausted(self, source: str | None, answered: set[str]) -> bool:
+        return all(self.state[p] == 'answered' for p in self._view(source, answered, 'failed', 'slow'))
+
+    def _satisfied(self, source: str | None, answered: set[str]) -> bool:
+        near = self._view(source, answered, 'failed')
+        return sum(self.state[p] == 'answered' for p in near) >= min(ENOUGH, len(near))
+
     @property
     def done(self) -> bool:
         "All that may still answer in time have answered, and there is nothing to hope for from the slow"
-        front = self._nearest('failed', 'slow')
-        return all(self.state[p] == 'answered' for p in front) and (self.complete or not self.count('slow'))
+        answered = self._answered
+        if not answered: return not self.count('new', 'asked', 'slow')
+        if not (self._exhausted(None, answered) and self._most(self._exhausted)): return False
+        return self.complete or not self.count('slow')
 
     @property
     def complete(self) -> bool:
         "Enough of the nearest have answered to hold what is known under the key"
-        near = self._nearest('failed')
-        return bool(near) and sum(self.state[p] == 'answered' for p in near) >= min(ENOUGH, len(near))
+        return self._satisfied(None, self._answered) and self._most(self._satisfied)
 
     @property
     def holders(self) -> list[str]:
         "The nearest that answered: where the key's records belong"
-        return nearest(self.key, [p for p, s in self.state.items() if s == 'answered'], self.width)
+        return self._nearest(self._answered)

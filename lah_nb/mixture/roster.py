@@ -22,6 +22,7 @@ from .experts import Schema
 from .gating import indices_of
 from ..network.calls import Network, Usual
 from ..network.host import SLOWEST_LINK
+from ..network.records import WITNESSES
 from ..network.wire import WireError, field
 
 # %% ../../nbs/mixture/05_roster.ipynb #00000006
@@ -219,15 +220,17 @@ async def successors(self: Roster, prefix: str, prefixes: Tensor, size: int, *, 
 def _mask(self: Roster, name: str, size: int, records) -> Tensor:
     "Who follows `name` alive; the hosts in the leaves are kept"
     mask, known = torch.zeros(size, dtype=torch.bool), self._hosts.get(name, {})
-    leaves = {}
+    leaves, witnesses = {}, {}
     for record in records:
         if not record.subkey.isdigit() or len(record.subkey) > 9 or (i := int(record.subkey)) >= size: continue
         if record.value:
             uid = f'{name}.{i}'
             if (hosted := self._read_host(record, known.get(uid, {}))) is None: continue
             leaves.setdefault(uid, {})[record.author] = hosted
+        else: witnesses[i] = witnesses.get(i, 0) + 1
         # a benched one's new addresses are learnt, too: its relay may have died, not it
-        if record.author not in self.benched: mask[i] = True
+        # and where only some of many are named, the others may well be there
+        if record.author not in self.benched or witnesses.get(i, 0) >= WITNESSES: mask[i] = True
     if leaves != known: self._hosts[name], self._routes = leaves, {}
     return mask
 

@@ -64,4 +64,5 @@ from .weather import (
     Weibull as Weibull,
 )
 from .board import Board as Board
+from .census import own_part as own_part, read_census as read_census
 from .dht import DHT as DHT, NoPeers as NoPeers, Unanswered as Unanswered

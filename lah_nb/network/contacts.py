@@ -74,7 +74,9 @@ class Contacts:
     @property
     def willing(self) -> list[str]:
         "Those in the table that did not fail just now; if all did, all of them"
-        return [peer for peer in self.peers if not self.is_shunned(peer)] or list(self.peers)
+        now = trio.current_time()
+        shunned = {peer for peer, (until, _) in self.shunned.items() if until > now}
+        return [peer for peer in self.peers if peer not in shunned] or list(self.peers)
 
 # %% ../../nbs/network/09a_contacts.ipynb #00000008
 @patch

@@ -131,11 +131,13 @@ async def _ask(
     *,
     timeout: float | None = None,  # seconds; None: as long as answers take here
     whys: dict[str, str] | None = None,  # is told why there is no answer
+    since: list | None = None,  # for each key what the peer answered as `at` before: only news is wanted
 ) -> dict | None:
     "One peer's checked answer, if it has one"
     start = trio.current_time()
     try:
         query = {'keys': keys, 'values': values, 'addrs': list(self.network.addrs)}
+        if since is not None: query['since'] = since
         self.contacts.before_call(peer)
         meta, _ = await self.network.call(peer, 'dht.find', query, timeout=timeout or self.within(1))
         reply = self._read(peer, meta, keys, values)
@@ -160,9 +162,12 @@ def _read(self: Finder, peer: str, meta: dict, keys: list[str], values: bool) ->
         raise WireError('not a list of peers')
     if len(near) != len(keys) or (values and len(found) != len(keys)):
         raise WireError('an answer for other keys')
-    for other in {other for peers in near for other in peers}:
+    for other in dict.fromkeys(other for peers in near for other in peers):
         self.contacts.hearsay(other, read_addrs({'addrs': addrs.get(other)}), peer)
     found = [[Record.from_list(raw) for raw in raws] for raws in found]
     if any(record.key != key for key, records in zip(keys, found) for record, _ in records):
         raise WireError('records of other keys')
-    return {'near': near, 'found': found}
+    match meta.get('at'):
+        case [str(epoch), int(revision)] if len(epoch) <= 32: at = [epoch, revision]
+        case _: at = None
+    return {'near': near, 'found': found, 'at': at}

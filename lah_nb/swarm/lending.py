@@ -14,6 +14,7 @@ import psutil, torch, trio
 from fastcore.basics import patch
 from platformdirs import user_data_dir
 
+from ..network.census import read_census
 from ..network.dht import DHT
 from ..errors import LahError
 from ..mixture.experts import EXPERTS, Expert, ExpertError, Learning, check_device, expert_schema, load_expert_file, parse_uids
@@ -140,6 +141,7 @@ class Lender:
     def state(self) -> str: return 'paused' if self.paused else 'rejoining' if self.lost else 'connected'
 
     async def _told(self, key: str, **options) -> dict[str, dict]:
+        if key == 'swarm/peers': return read_peers((await read_census(self.dht, **options))[0])
         return read_peers((await self.dht.get([key], **options))[key])
 
     async def _relays(self):

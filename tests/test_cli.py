@@ -37,7 +37,7 @@ def test_importing_is_quick_and_light():
     assert result.returncode == 0, result.stdout + result.stderr
 
 
-@pytest.mark.parametrize('command', [[], ['demo'], ['peer'], ['train'], ['status']])
+@pytest.mark.parametrize('command', [[], ['demo'], ['peer'], ['train'], ['status'], ['simulate']])
 def test_help(command):
     result = run(*command, '--help')
     assert result.returncode == 0 and 'usage: lah-nb' in result.stdout
@@ -50,6 +50,13 @@ def test_help(command):
 def test_wrong_use_is_one_paragraph(args, words):
     result = run(*args)
     assert result.returncode == 1 and result.stderr.startswith('lah-nb: ') and words in result.stderr and 'Traceback' not in result.stderr and result.stderr.count('\n') == 1
+
+
+def test_a_simulation_is_the_same_again():
+    "In other processes, whose hashes of strings differ"
+    told = [json.loads(run('simulate', 'index', '--peers', '24', '--seed', '3', '--json').stdout.splitlines()[-1]) for _ in range(2)]
+    for one in told: assert one.pop('seconds') > 0 and one.pop('memory_mib') > 0
+    assert told[0] == told[1] and told[0]['found'] == 1.
 
 
 @pytest.mark.slow

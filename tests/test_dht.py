@@ -139,7 +139,7 @@ def test_a_lying_peer_is_shunned_and_the_rest_found(near):
             async def lie(request): return {'near': [near], 'addrs': {}, 'found': [[['experts/ffn', '9', dhts[0].peer_id, b'fake', 1, 30., b'0' * 64, 30.]]]}, ()
             dhts[3].network.serve('dht.find', lie)
             found = (await dhts[5].get(['experts/ffn'], max_age=0))['experts/ffn']
-            assert [r.subkey for r in found] == ['1'] and dhts[3].peer_id in dhts[5].shunned
+            assert [r.subkey for r in found] == ['1'] and dhts[3].peer_id in dhts[5].contacts.shunned
             nursery.cancel_scope.cancel()
     simulate(main)
 
@@ -252,7 +252,7 @@ def test_who_has_forty_addresses_is_cut_short_not_refused():
             await nursery.start(dht.run)
             await dht.join({a.peer_id: a.network.addrs})
             await dht.announce({('experts/ffn', '1'): b''})
-            assert len((await b.get(['experts/ffn'], max_age=0))['experts/ffn']) == 1 and len(a.addrs[dht.peer_id]) == 16
+            assert len((await b.get(['experts/ffn'], max_age=0))['experts/ffn']) == 1 and len(a.contacts.addrs[dht.peer_id]) == 16
             nursery.cancel_scope.cancel()
     simulate(main)
 

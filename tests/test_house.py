@@ -5,7 +5,7 @@ import networkx as nx, pytest
 
 import lah_nb
 
-FLOORS = 'network', 'mixture', 'swarm', 'training', 'views', 'command'
+FLOORS = 'network', 'mixture', 'swarm', 'training', 'simulation', 'views', 'command'
 
 
 def test_imports_make_no_circle():

@@ -21,6 +21,7 @@ from ..errors import LahError
 from ..machine import free_memory
 from .experts import BETAS, EXPERTS, OPTIMIZERS, Expert, ExpertError, Learning, pack_expert, split_uid
 from .server import Server, taken_uids
+from ..network.census import own_part, read_census
 from ..network.calls import CallTimeout, Network, Refused, Request
 from ..network.dht import REFETCH, read_addrs
 from ..network.wire import WireError, field
@@ -151,11 +152,11 @@ class Copies:
     def entries(self) -> dict[tuple[str, str], bytes]:
         "The record that says that this peer holds copies"
         if self.leaving or not self.server.experts: return {}
-        return {('swarm/holders', 'here'): msgpack.packb({'addrs': self.network.reach[:8], 'life': self._life})}
+        return {(own_part(self.dht, 'swarm/holders'), self.network.peer_id): msgpack.packb({'addrs': self.network.reach[:8], 'life': self._life})}
 
     async def holders(self) -> dict[str, str]:  # peer id -> its life
         "The other peers that hold copies"
-        return read_holders(self.network, (await self.dht.get(['swarm/holders']))['swarm/holders'])
+        return read_holders(self.network, (await read_census(self.dht, 'swarm/holders', sample=False))[0])
 
 def read_holders(network: Network, records: Iterable) -> dict[str, str]:  # peer id -> its life
     "The other peers that say under `swarm/holders` that they hold copies; their addresses are learnt"
@@ -345,7 +346,9 @@ async def run(self: Copies):
     while True:
         await trio.sleep(1.)
         try:
-            if (entries := self.entries) != announced: await self.dht.announce(entries)
+            if (entries := self.entries) != announced:
+                await self.dht.announce(entries)
+                await self.dht.withdraw([slot for slot in announced if slot not in entries])
             announced = entries
             await self.send_due()
         except LahError as error: _log.info('copies: %s', error)

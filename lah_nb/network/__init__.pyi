@@ -54,6 +54,8 @@ from .records import (
     Record as Record,
     Records as Records,
 )
+from .contacts import Contacts as Contacts
+from .lookup import Finder as Finder
 from .weather import (
     Constant as Constant,
     Exponential as Exponential,
@@ -62,4 +64,5 @@ from .weather import (
     Weibull as Weibull,
 )
 from .board import Board as Board
+from .census import own_part as own_part, read_census as read_census
 from .dht import DHT as DHT, NoPeers as NoPeers, Unanswered as Unanswered

@@ -134,6 +134,8 @@ class Network(Protocol):
         "Answer `method` from now on; `check` raises a `LahError` to refuse"
     def learn(self, peer_id: str, addrs: Sequence[str]) -> None:
         "Remember where a peer can be dialled"
+    def hint(self, peer_id: str, addrs: Sequence[str]) -> None:
+        "Where others say that a peer is: dialled if nothing better is known, and soon forgotten"
     def sign(self, data: bytes) -> bytes:
         "This peer's signature of `data`"
     async def drop(self, peer_id: str) -> None:
@@ -186,6 +188,7 @@ class MemoryNetwork:
 
     def serve(self, method, handler, check=None): self.methods[method] = Served(handler, check)
     def learn(self, peer_id, addrs): pass
+    def hint(self, peer_id, addrs): pass
     async def drop(self, peer_id): pass
     def sign(self, data): return self.identity.private_key.sign(data)
 

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['LOOK_AT_CARDS', 'CONNECT_TIMEOUT', 'RELAY_AFTER', 'PING_AFTER', 'SILENT_AFTER', 'SLOWEST_LINK', 'MOST_PLACES',
-           'NAME_TIMEOUT', 'NEXT_ADDR', 'Host', 'Peer', 'start_owned', 'stop_owned']
+           'NAME_TIMEOUT', 'MOST_KNOWN', 'MOST_HINTS', 'NEXT_ADDR', 'Host', 'Peer', 'start_owned', 'stop_owned']
 
 # %% ../../nbs/network/07_host.ipynb #00000003
 import logging, os, threading
@@ -75,6 +75,7 @@ class Host:
         self._where = {}        # peer -> its addresses, names among them, those learnt last first
         self._retired = []      # links through a relay that are not needed any more
         self._through = {}      # peer -> {relay: its address}
+        self._hints = {}        # peer -> what others say of where it is
         self._doubted = {}      # relay -> when a circuit through it failed
         self._host = _libp2p_host(self.identity, self.listen)
         for protocol in PROTOCOLS: self._host.set_stream_handler(_protocol_id(protocol), self._inbound(protocol))
@@ -91,8 +92,8 @@ class Host:
         return list(self.addrs) or list(self.circuits)
 
 # %% ../../nbs/network/07_host.ipynb #0000001f
-@patch
-def learn(self: Host, peer_id, addrs):
+def _sorted_out(peer_id: str, addrs: Sequence[str]) -> tuple[dict[str, list[str]], dict[str, str]]:
+    "(peer -> addresses to dial, the relays' among them; relay -> its address) of a peer"
     through = dict(filter(None, map(split_circuit, addrs)))
     direct = {relay: [addr] for relay, addr in through.items()}
     direct[peer_id] = [addr for addr in addrs if not split_circuit(addr)]
@@ -102,8 +103,31 @@ def learn(self: Host, peer_id, addrs):
             direct[peer] = [str(Multiaddr(addr).decapsulate_code(_P2P)) for addr in found]
     except Exception as error:
         raise AddressError(f'peer {peer_id} is said to be at an address that is none ({error})') from None
+    return direct, through
+
+@patch
+def hint(self: Host, peer_id, addrs):
+    self._hints.pop(peer_id, None)
+    self._hints[peer_id] = _sorted_out(peer_id, addrs)
+    if len(self._hints) > MOST_HINTS: del self._hints[next(iter(self._hints))]
+
+@patch
+def _places(self: Host, peer_id: str, hinted_for: str | None = None) -> list[str]:
+    "Where a peer can be dialled: what is known, or else what is said of it"
+    if known := self._where.get(peer_id): return known
+    return self._hints.get(hinted_for or peer_id, ({}, {}))[0].get(peer_id, [])
+
+@patch
+def learn(self: Host, peer_id, addrs):
+    direct, through = _sorted_out(peer_id, addrs)
+    self._hints.pop(peer_id, None)
     for peer, found in direct.items():
-        self._where[peer] = list(dict.fromkeys([*found, *self._where.get(peer, ())]))[:MOST_PLACES]
+        # those learnt last stand last
+        self._where[peer] = list(dict.fromkeys([*found, *self._where.pop(peer, ())]))[:MOST_PLACES]
+    while len(self._where) > MOST_KNOWN:
+        oldest = next(iter(self._where))
+        del self._where[oldest]
+        self._through.pop(oldest, None)
     if through: self._through[peer_id] = through
     elif addrs: self._through.pop(peer_id, None)
 
@@ -113,6 +137,7 @@ def parity(self: Host, link) -> int:
     return int(self.peer_id > link.peer_id)
 
 MOST_PLACES, NAME_TIMEOUT = 24, 3.  # addresses kept of a peer; seconds for a nameserver
+MOST_KNOWN, MOST_HINTS = 16384, 512  # peers whose addresses are kept, and that are known by hearsay
 _P2P = 0x01a5  # the code of /p2p/ in a multiaddr
 
 # %% ../../nbs/network/07_host.ipynb #00000022
@@ -198,8 +223,9 @@ async def _open(self: Host, key, opening):
         # a failed dial blocks a peer for a minute; ours are rationed by the callers
         self._host.get_network().unblock_peer(target)
         with trio.move_on_after(CONNECT_TIMEOUT) as scope:
-            if peer_id in self._through and not self._connections(peer_id):
-                await self._dial_through(target, self._through[peer_id])
+            relays = self._through.get(peer_id)
+            if relays is None and not self._where.get(peer_id): relays = self._hints.get(peer_id, ({}, {}))[1]
+            if relays and not self._connections(peer_id): await self._dial_through(target, relays)
             elif not self._connections(peer_id): await self._dial(target)
             stream = await self._host.new_stream(target, [_protocol_id(protocol)])
             opening.link = self._adopt(stream, peer_id, protocol)
@@ -215,10 +241,10 @@ async def _open(self: Host, key, opening):
 NEXT_ADDR = 0.25        # seconds after which the next address is tried as well
 
 @patch
-async def _dial(self: Host, target: ID):
+async def _dial(self: Host, target: ID, hinted_for: str | None = None):
     "A connection by any of the addresses that are known of a peer"
     if (over := self._dialling.get(target)) is not None: return await over.wait()
-    if not (known := self._where.get(str(target))): return
+    if not (known := self._places(str(target), hinted_for)): return
     over = self._dialling[target] = trio.Event()
     tell, told = trio.open_memory_channel(float('inf'))
     whys, running = [], 0
@@ -287,7 +313,7 @@ async def _try_relay(self: Host, relay: ID, target: ID, tried: trio.Event, whys:
     try:
         self._forget_closed(relay)
         self._host.get_network().unblock_peer(relay)
-        if not self._connections(str(relay)): await self._dial(relay)
+        if not self._connections(str(relay)): await self._dial(relay, str(target))
         await dial_circuit(self._host, relay, target)
     except Exception as error:
         self._doubted[str(relay)] = trio.current_time()

@@ -17,6 +17,7 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from ..errors import LahError
+from ..network.census import read_census
 from ..mixture.copies import ask_known, fetch_packed, read_about, read_holders, read_packed
 from ..mixture.dmoe import DMoE
 from ..mixture.experts import EXPERTS, expert_path, parse_uids, write_durably
@@ -55,7 +56,7 @@ async def find_newest(
     grids = read_grids((await dht.get(['swarm/grids'], max_age=0.))['swarm/grids'])
     uids = [uid for grid in grids.values() for uid in parse_uids(grid.pattern)]
     hosts = {peer for peers in (await taken_uids(dht, uids)).values() for peer in peers}
-    holders = read_holders(dht.network, (await dht.get(['swarm/holders'], max_age=0.))['swarm/holders'])
+    holders = read_holders(dht.network, (await read_census(dht, 'swarm/holders', sample=False, max_age=0.))[0])
     found = {uid: [] for uid in uids}
     for first in range(0, len(uids), 4096):
         some = uids[first:first + 4096]

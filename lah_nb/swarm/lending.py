@@ -14,6 +14,7 @@ import psutil, torch, trio
 from fastcore.basics import patch
 from platformdirs import user_data_dir
 
+from ..network.census import read_census
 from ..network.dht import DHT
 from ..errors import LahError
 from ..mixture.experts import EXPERTS, Expert, ExpertError, Learning, check_device, expert_schema, load_expert_file, parse_uids
@@ -142,6 +143,7 @@ class Lender:
     def state(self) -> str: return 'paused' if self.paused else 'rejoining' if self.lost else 'connected'
 
     async def _told(self, key: str, **options) -> dict[str, dict]:
+        if key == 'swarm/peers': return read_peers((await read_census(self.dht, **options))[0])
         return read_peers((await self.dht.get([key], **options))[key])
 
     async def _relays(self):
@@ -300,7 +302,7 @@ async def pause(self: Lender):
     def no(caller, meta, specs): raise LahError('this volunteer has paused: choose other experts')
     self.host.serve('call.forward', self._serving.handler, no)
     self.adoption.copies.paused = True  # it goes on holding what it holds
-    await self.dht.withdraw([slot for slot in self.dht.mine if slot[0] != 'swarm/holders'])
+    await self.dht.withdraw([slot for slot in self.dht.mine if not slot[0].startswith('swarm/holders')])
 
 @patch
 async def resume(self: Lender):

@@ -12,6 +12,7 @@ from collections import deque
 import numpy as np, trio
 from fastcore.basics import patch
 
+from ..network.census import read_census
 from ..errors import LahError
 from .hosting import read_peers
 from ..network.calls import CallError
@@ -77,9 +78,9 @@ class Monitor:
 # %% ../../nbs/swarm/06_monitor.ipynb #00000009
 @patch
 async def _list_peers(self: Monitor, nursery):
-    try: records = await self.swarm.dht.get(['swarm/peers'], max_age=self.every, timeout=STATUS_TIMEOUT)
+    try: records, _ = await read_census(self.swarm.dht, max_age=self.every, timeout=STATUS_TIMEOUT)
     except LahError as error: return _log.debug('who is in the swarm? %s', error)
-    listed, now = read_peers(records['swarm/peers']), time.monotonic()
+    listed, now = read_peers(records), time.monotonic()
     for peer_id, about in listed.items():
         try: self.swarm.network.learn(peer_id, about['addrs'])
         # whether it can be called all the same is seen when it is asked

@@ -43,6 +43,7 @@ class Snapshot:
     links: list[tuple[str, str]] = field(default_factory=list)  # pairs of peer ids: who knows whom
     served: dict[str, int] = field(default_factory=dict)  # rows that each expert has computed, over all its hosts
     benched: list[str] = field(default_factory=list)  # peers that this trainer does not use at the moment
+    sampled: int | None = None  # about how many peers there are, if these are a sample of them
 
     @property
     def experts(self) -> int:
@@ -120,7 +121,9 @@ def _repr_html_(self: Snapshot):
     return f'<b>{self._title}</b><table>{row("th", _COLUMNS)}{rows}</table>'
 
 @patch(as_prop=True)
-def _title(self: Snapshot) -> str: return f'{self.experts} experts on {sum(p["alive"] for p in self.peers)} peers'
+def _title(self: Snapshot) -> str:
+    title = f'{self.experts} experts on {sum(p["alive"] for p in self.peers)} peers'
+    return title if self.sampled is None else f'{title}: a sample of about {self.sampled:,}'
 
 @patch
 def __repr__(self: Snapshot): return f'Snapshot({self._title}, {sum(p["updates"] for p in self.peers)} updates)'

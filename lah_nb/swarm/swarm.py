@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import trio
 from fastcore.basics import patch
 
+from ..network.census import read_census
 from .children import LocalPeer, SwarmError
 from ..network.dht import DHT
 from ..errors import LahError
@@ -251,8 +252,8 @@ def __repr__(self: Swarm):
 # %% ../../nbs/swarm/07_swarm.ipynb #0000000e
 @patch
 async def _status(self: Swarm, timeout: float):
-    records = await self.dht.get(['swarm/peers'], timeout=timeout)
-    peers, found = read_peers(records['swarm/peers']), []
+    records, estimate = await read_census(self.dht, timeout=timeout)
+    peers, found = read_peers(records), []
     async def ask(peer_id, addrs):
         start = trio.current_time()
         try:
@@ -262,14 +263,16 @@ async def _status(self: Swarm, timeout: float):
         found.append((peer_id, addrs, meta, trio.current_time() - start))
     async with trio.open_nursery() as nursery:
         for peer_id, about in peers.items(): nursery.start_soon(ask, peer_id, about['addrs'])
-    return found
+    return found, estimate
 
 @patch
 def snapshot(self: Swarm, *, timeout: float = 1.5) -> Snapshot:
     "The swarm's state at this moment, for people"
     if self._closed: raise SwarmError('this swarm is closed', see='closed')
-    statuses = self.portal.run(self._status, timeout)
-    return Snapshot.of(statuses, own_id=self.network.peer_id, known=self.dht.peers, benched=list(self.roster.benched))
+    statuses, estimate = self.portal.run(self._status, timeout)
+    snapshot = Snapshot.of(statuses, own_id=self.network.peer_id, known=self.dht.peers, benched=list(self.roster.benched))
+    snapshot.sampled = estimate
+    return snapshot
 
 @patch
 def grids(self: Swarm) -> dict[str, Grid]:

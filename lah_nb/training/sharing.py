@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 import torch, trio
 from torch import Tensor, nn
 
+from ..network.census import read_census
 from ..errors import LahError
 from ..network.calls import Refused
 from ..network.records import nearest
@@ -57,7 +58,8 @@ class Meeting:
 
     async def _boards(self) -> list[str]:
         "Peers whose boards are used: of those that live, the nearest to the name"
-        records = (await self.swarm.dht.get(['swarm/peers']))['swarm/peers']
+        # all trainers must see the same peers near the name
+        records, _ = await read_census(self.swarm.dht, sample=False)
         peers = {record.author for record in records} - set(self.swarm.roster.benched)
         return nearest(self.name, sorted(peers), BOARDS)
 

@@ -320,8 +320,10 @@ async def send_due(self: Copies):
     "Send every copy that is due, no faster than `PACE`"
     lives = await self.holders()
     for uid in set(self.sent) - set(self.server.experts): del self.sent[uid]
-    for uid, expert in list(self.server.experts.items()):
-        if uid in self.server.experts and (due := self._due(expert, lives)): await self._send(expert, due, lives)
+    for most in 1, self.copies:  # a first copy of every expert comes before the second of any
+        for uid, expert in list(self.server.experts.items()):
+            due = self._due(expert, lives)
+            if due and uid in self.server.experts and not (most == 1 and self.sent[uid]): await self._send(expert, due[:most], lives)
 
 @patch
 async def _send(self: Copies, expert: Expert, peers: list[str], lives: dict[str, str]):

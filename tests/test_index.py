@@ -134,6 +134,7 @@ def test_of_many_hosts_of_one_expert_some_are_kept():
     assert len(table.get('experts/ffn.3', 0.)) == HOSTS
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('dead', [0., 0.3])
 def test_rows_are_found_by_few_witnesses_also_after_silent_deaths(dead):
     "48 hosts of 6 rows: four witnesses a row at each holder, and all rows right through, until only the living are left"

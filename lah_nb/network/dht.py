@@ -409,7 +409,8 @@ async def _refresh(self: DHT, every: float = 10.):
         self.contacts.forget()
         self._near = {key: near for key, near in self._near.items() if near[0] > now}
         around = [_own_key(self), f'refresh/{now}/{self.peer_id}']
-        if len(self.peers) >= WIDTH: around = [around[turn // 2 % 2]] if turn % 2 == 0 else []  # in turn
+        # the neighbours now and then, who is far away rarely
+        if len(self.peers) >= WIDTH: around = around[:1] * (turn % 3 == 0) + around[1:] * (turn % 12 == 1)
         if self.peers and around: await self.lookup(around, values=False)
         turn += 1
         heard = self.contacts.heard

@@ -216,7 +216,7 @@ class Lookup:
     def wanted(self) -> list[str]:
         "Peers to ask now: of each source no more at once than its share"
         answered, sources, found = self._answered, [None, *self._voters], []
-        share = max(2, self.width // len(sources))
+        share = max(1, self.width // len(sources))
         waiting = Counter(source for peer, source in self._asked_for.items() if self.state[peer] == 'asked')
         for source in sources:
             most = self.width if source is None or len(sources) == 2 else share

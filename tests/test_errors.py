@@ -191,7 +191,7 @@ def test_clocks_that_differ_by_a_year(addr):
 @pytest.mark.slow
 @pytest.mark.parametrize('command, sign, code', [
     (['status', '--join', 'MUTE'], None, 130), (['peer', '--join', 'MUTE'], None, 0), (['doctor', '--join', 'MUTE'], None, 130), (['train', 'digits', '--join', 'MUTE'], None, 130),
-    (['train', 'digits', '--join', 'ADDR', '--log-json', '--json'], 'loss', 0), (['demo', '--report', 'REPORT', '--peers', '2', '--grid', '2x2', '--hidden-dim', '16'], 'starting', 130),
+    (['train', 'digits', '--join', 'ADDR', '--uid-prefix', 'ffn', '--log-json', '--json'], 'loss', 0), (['demo', '--report', 'REPORT', '--peers', '2', '--grid', '2x2', '--hidden-dim', '16'], 'starting', 130),
     (['peer', '--volunteer', '--join', 'ADDR', '--identity', 'ID'], 'ready', 0)])
 def test_ctrl_c(command, sign, code, addr, tmp_path):
     with socket.socket() as s:

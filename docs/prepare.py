@@ -17,6 +17,7 @@ FLOORS = {
     'mixture': 'What an expert is, who hosts it, who is chosen, and the layer that is all of them',
     'swarm': 'Start, join, lend, and see who is there',
     'training': 'Data, models, and the trainer with several batches in flight',
+    'simulation': 'The same code with thousands of peers, in virtual time',
     'views': 'Live views, panels and still pictures',
     'command': 'The `lah-nb` command, and what an operator needs'}
 

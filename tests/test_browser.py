@@ -82,7 +82,7 @@ def wait_state(nb, state, timeout=30_000): nb.page.wait_for_selector(f'.lah-trai
 
 def test_a_dashboard_is_watched_and_steered(notebook):
     with notebook(SWARM, 'Dashboard(swarm, trainer, digits, steps=5000, eval_every=500)', "time.sleep(4); print('awake')", 'print(trainer.state, trainer.step)',
-                  "trainer.stop(); trainer.fit(digits, steps=5000); print('fitted')", "swarm.close(); print('closed')") as nb:
+                  "begun = []\ntrainer.stop(); trainer.fit(digits, steps=5000, on_step=lambda row: begun or begun.append(print('begun'))); print('fitted')", "swarm.close(); print('closed')") as nb:
         page = nb.page
         assert not nb.run(0)
         nb.start(1)
@@ -114,7 +114,7 @@ def test_a_dashboard_is_watched_and_steered(notebook):
         assert page.locator('.lah-peer [data-state=ended]').count() == 1
 
         nb.start(4)  # a cell that trains: the buttons act while it blocks
-        until(lambda: frames(nb) % 2 == 0)
+        nb.wait_text(4, 'begun')  # not the fit in the background, which the cell ends
         wait_state(nb, 'training')
         button(nb, 'Pause').click()
         wait_state(nb, 'paused')

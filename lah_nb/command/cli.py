@@ -382,7 +382,7 @@ def _add_simulate(commands):
     return p
 
 def _simulate(args) -> dict:
-    from lah_nb.simulation.index import simulate
+    from lah_nb.simulation.scale import simulate
     told = simulate(args.peers, dead=args.dead, seed=args.seed)
     for name, value in told.items(): say(f'{name:>14} {value:,}')
     return told

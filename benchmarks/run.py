@@ -12,6 +12,7 @@ import platform
 import statistics
 import subprocess
 import sys
+import threading
 import time
 from datetime import date
 from pathlib import Path
@@ -27,6 +28,7 @@ import torch
 import trio
 
 from lah_nb import DMoE, Swarm
+from lah_nb.swarm.children import LocalPeer
 from vs_hivemind import hivemind_python, measure
 
 torch.set_num_threads(1)
@@ -107,12 +109,12 @@ def tensor(quick: bool, hivemind: bool) -> dict:
 
 def memory(quick: bool, hivemind: bool) -> dict:
     "MiB of a bootstrap peer, and of a server of 64 ffn(64) when it is ready and after Adam's steps"
-    with subprocess.Popen([sys.executable, '-m', 'lah_nb', 'peer', '--listen', '/ip4/127.0.0.1/tcp/0'], stdout=subprocess.PIPE, text=True) as peer:
-        try:
-            assert peer.stdout.readline().startswith('ready')
-            time.sleep(1)
-            bootstrap = rss(peer.pid)
-        finally: peer.terminate()
+    peer = LocalPeer()
+    try:
+        peer.wait_ready()
+        time.sleep(1)
+        bootstrap = rss(peer.pid)
+    finally: peer.stop()
     with Swarm.local(peers=1, experts='ffn.[0:8].[0:8]', expert_cls='ffn', hidden_dim=64) as swarm:
         ready = rss(swarm.peers[0].pid)
         layer = DMoE(swarm, in_dim=64, grid=(8, 8), k=4)
@@ -134,9 +136,13 @@ def start(quick: bool, hivemind: bool) -> dict:
     def until(lines: list[str]) -> float:
         began = time.perf_counter()
         run = [subprocess.Popen([sys.executable, '-c', line], stdout=subprocess.PIPE, text=True) for line in lines]
-        for process in run: assert process.stdout.readline() == 'done\n'
-        seconds = time.perf_counter() - began
-        for process in run: process.communicate()
+        too_long = threading.Timer(120, lambda: [process.kill() for process in run])
+        too_long.start()
+        try:
+            for process in run: assert process.stdout.readline() == 'done\n', 'it failed, or took longer than two minutes'
+            seconds = time.perf_counter() - began
+            for process in run: process.communicate()
+        finally: too_long.cancel()
         return seconds
     again = range(1 if quick else 5)
     alone = 'import torch; print("done", flush=True)'

@@ -1,25 +1,13 @@
 "Records over many peers: in memory under a clock that skips the waiting, and over libp2p with processes that stop."
 import math, os, random, signal, subprocess, sys, time
 
-import pytest, trio, trio.testing
+import pytest, trio
 from conftest import freeze
+from memory import simulate, start
 
 from lah_nb.network import DHT, MemoryHub, NoPeers, Record, Unanswered, new_identity, pack, peer_id_of
 from lah_nb import Swarm
 from lah_nb.errors import LahError
-
-
-def simulate(afn): return trio.run(afn, clock=trio.testing.MockClock(autojump_threshold=0))
-
-
-async def start(hub, n, nursery):
-    dhts = []
-    for _ in range(n):
-        dht = DHT(hub.peer(), clock=trio.current_time)
-        await nursery.start(dht.run)
-        if dhts: await dht.join({(first := hub.random.choice(dhts)).peer_id: first.network.addrs})
-        dhts.append(dht)
-    return dhts
 
 
 def test_two_hundred_peers_in_memory():

@@ -1,25 +1,13 @@
 "The index under liars, at rest, and at any number of peers; in memory, under a clock that skips the waiting."
 import random
 
-import base58, pytest, trio, trio.testing
+import base58, pytest, trio
 from hypothesis import given, settings, strategies as st
+from memory import simulate, start
 
 from lah_nb.network import DHT, MemoryHub, Record, Records, WireError, nearest, new_identity, peer_id_of
 from lah_nb.network.contacts import HINTS
 from lah_nb.network.records import HOSTS, WITNESSES
-
-
-def simulate(afn): return trio.run(afn, clock=trio.testing.MockClock(autojump_threshold=0))
-
-
-async def start(hub, n, nursery):
-    dhts = []
-    for _ in range(n):
-        dht = DHT(hub.peer(), clock=trio.current_time)
-        await nursery.start(dht.run)
-        if dhts: await dht.join({(first := hub.random.choice(dhts)).peer_id: first.network.addrs})
-        dhts.append(dht)
-    return dhts
 
 
 def memory_of(dht):

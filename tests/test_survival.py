@@ -1,7 +1,8 @@
 "Experts outlive the peers that host them: checkpoints, copies on other peers, adoption, hand-over, collection."
 import json, subprocess, sys, time
 
-import pytest, torch, trio, trio.testing
+import pytest, torch, trio
+from memory import simulate
 
 from lah_nb import DMoE, Swarm, at_home, collect
 from lah_nb.command.cli import main as lah_nb_command
@@ -11,9 +12,6 @@ from lah_nb.mixture.copies import rank
 from lah_nb.mixture.experts import Expert, expert_path, load_expert, pack_expert, save_expert
 from lah_nb.mixture.server import Server, claim
 from lah_nb.network import DHT, MemoryHub
-
-
-def simulate(afn): return trio.run(afn, clock=trio.testing.MockClock(autojump_threshold=0))
 
 
 async def inline(fn): return fn()

@@ -7,6 +7,7 @@ __all__ = ['GRID', 'ANNOUNCED', 'REST_FROM', 'simulate']
 
 # %% ../../nbs/simulation/02_scale.ipynb #00000003
 import random, resource, time
+from bisect import bisect_left
 
 import torch, trio
 
@@ -25,7 +26,6 @@ def _fill_tables(dhts: list[DHT], rng: random.Random):
     "What a peer knows after hours: its nearest, and some at each distance"
     names = sorted((dht.peer_id for dht in dhts), key=point)
     places = [point(name) for name in names]
-    from bisect import bisect_left
     for dht in dhts:
         here, contacts = point(dht.peer_id), dht.contacts
         table = contacts.table = Table(dht.peer_id)

@@ -4,10 +4,10 @@ import struct
 import msgpack, pytest, torch
 from hypothesis import given, settings, strategies as st
 
-from lah_nb.network import Assembler, Spec, WireError, chunks, decode, encode, pack, read_header, unpack, wire
+from lah_nb.network import Assembler, Spec, WireError, chunks, decode, encode, pack, read_header, spec, tensors, unpack, wire
 
 shapes = st.lists(st.integers(0, 5), max_size=4).map(tuple)
-dtypes = st.sampled_from(list(wire.DTYPES.values()))
+dtypes = st.sampled_from(list(tensors.DTYPES.values()))
 STEPS = {'float16': 2**-10, 'bfloat16': 2**-7}
 
 
@@ -17,7 +17,7 @@ def tensor(shape, dtype, seed):
     return t > 0 if dtype is torch.bool else t.abs().to(dtype) if dtype is torch.uint8 else t.to(dtype)
 
 
-@given(shapes, dtypes, st.sampled_from(wire.CODECS), st.integers(0, 2**20))
+@given(shapes, dtypes, st.sampled_from(spec.CODECS), st.integers(0, 2**20))
 @settings(deadline=None, max_examples=300)
 def test_round_trip(shape, dtype, codec, seed):
     t = tensor(shape, dtype, seed)

@@ -170,23 +170,26 @@ def _add_upkeep(p):
         help='end when stdin closes (for a process that starts this one)')
 
 # %% ../../nbs/command/05_cli.ipynb #00000046
-_TO_HOST = (
-    'num_experts', 'expert_file', 'join', 'announce', 'identity', 'optimizer', 'lr', 'clip', 'checkpoint_dir', 'start_from',
-    'copies', 'relay')
+_TO_JOIN = 'join', 'announce', 'identity', 'relay'
+_TO_HOST = ('num_experts', 'expert_file', 'optimizer', 'lr', 'clip', 'checkpoint_dir', 'start_from', 'copies')
 
 def _hosting(args, commands):
     "What serves, still without `ready` and `stop`"
     anywhere = '0.0.0.0' if args.volunteer else '127.0.0.1'
     listen = [addr for addr in args.listen or [f'/ip4/{anywhere}/tcp/0'] if addr != 'none']
-    options = {name: getattr(args, name) for name in _TO_HOST} | {'learning': _learning(args)}
+    options = dict(listen=listen, **{name: getattr(args, name) for name in _TO_JOIN})
+    if not args.volunteer and not args.experts:
+        from lah_nb.swarm.joining import run_bootstrap
+        return partial(run_bootstrap, **options)
+    options |= {name: getattr(args, name) for name in _TO_HOST} | {'learning': _learning(args)}
     if not args.volunteer:
         from lah_nb.swarm.hosting import run_peer
         kind = dict(experts=args.experts, expert_cls=args.expert_cls, hidden_dim=args.hidden_dim)
-        return partial(run_peer, listen=listen, device=args.device or 'cpu', **kind, **options)
+        return partial(run_peer, device=args.device or 'cpu', **kind, **options)
     from lah_nb.swarm.lending import lend
     tell = _tell_owner if args.owned else lambda status: None
     help_with = dict(prefix=args.prefix, commands=commands, tell=tell)
-    return partial(lend, listen=listen, device=args.device, **help_with, **options)
+    return partial(lend, device=args.device, **help_with, **options)
 
 def _learning(args):
     "What was said of how experts learn; None: nothing, and a checkpoint may say it"

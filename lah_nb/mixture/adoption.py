@@ -18,7 +18,8 @@ from .roster import index_entries
 from .server import Server, taken_uids
 from ..network.calls import Request
 from ..network.dht import REFETCH
-from ..network.wire import WireError, field
+from ..network.spec import WireError
+from ..network.wire import field
 
 # %% ../../nbs/mixture/05a_adoption.ipynb #00000006
 _log = logging.getLogger('lah_nb')

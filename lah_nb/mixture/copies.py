@@ -24,7 +24,8 @@ from .server import Server, taken_uids
 from ..network.census import own_part, read_census
 from ..network.calls import CallTimeout, Network, Refused, Request
 from ..network.dht import REFETCH, read_addrs
-from ..network.wire import WireError, field
+from ..network.spec import WireError
+from ..network.wire import field
 
 # %% ../../nbs/mixture/04a_copies.ipynb #00000006
 _log = logging.getLogger('lah_nb')

@@ -19,7 +19,8 @@ from ..errors import LahError
 from .roster import UNKNOWN, Roster
 from .trace import Span
 from ..network.calls import CallError, CallTimeout, Network, Refused
-from ..network.wire import Spec, WireError, field
+from ..network.spec import Spec, WireError
+from ..network.wire import field
 
 # %% ../../nbs/mixture/07_dispatch.ipynb #00000006
 @dataclass

@@ -21,7 +21,8 @@ from .gating import Balance, Gate, mix, mix_gradient, mixing_weights, score_of, 
 from .rows import Memory, as_if_alone, check_rows, check_scores, in_backward, in_checkpoint, linear_dtype, rows_at_once
 from .stats import Dispatch, Stats
 from .trace import recorder, span
-from ..network.wire import CODECS, DTYPE_NAMES, DTYPES, Spec
+from ..network.tensors import DTYPE_NAMES, DTYPES
+from ..network.spec import CODECS, Spec
 
 # %% ../../nbs/mixture/09_dmoe.ipynb #00000006
 @dataclass(frozen=True)

@@ -23,7 +23,8 @@ from .gating import indices_of
 from ..network.calls import Network, Usual
 from ..network.host import SLOWEST_LINK
 from ..network.records import WITNESSES
-from ..network.wire import WireError, field
+from ..network.spec import WireError
+from ..network.wire import field
 
 # %% ../../nbs/mixture/05_roster.ipynb #00000006
 def index_entries(

@@ -17,7 +17,7 @@ from fastcore.basics import patch
 from torch import Tensor
 
 from ..errors import LahError
-from ..network.wire import MAX_BODY
+from ..network.spec import MAX_BODY
 
 # %% ../../nbs/mixture/08a_rows.ipynb #00000006
 class RowsError(LahError):

@@ -22,7 +22,8 @@ from .experts import Expert, ExpertError, Schema, load_expert, parse_uids, save_
 from ..network.calls import Network, Refused, Request
 from .roster import index_entries, is_adopted, read_leaf
 from .runtime import Runtime
-from ..network.wire import WireError, field
+from ..network.spec import WireError
+from ..network.wire import field
 
 # %% ../../nbs/mixture/04_server.ipynb #00000006
 _log = logging.getLogger('lah_nb')

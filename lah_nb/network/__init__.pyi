@@ -1,15 +1,13 @@
+from .spec import Spec as Spec, WireError as WireError
+from .tensors import decode as decode, encode as encode
 from .wire import (
     Assembler as Assembler,
     chunks as chunks,
-    decode as decode,
-    encode as encode,
     field as field,
     Header as Header,
     pack as pack,
     read_header as read_header,
-    Spec as Spec,
     unpack as unpack,
-    WireError as WireError,
 )
 from .calls import (
     Answer as Answer,

@@ -9,12 +9,14 @@ __all__ = ['KEEP', 'MOST_POSTS', 'MOST_BYTES', 'Board']
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from ..errors import LahError
 from .calls import Answer, Network, Request
-from .wire import Spec, field
+from .spec import Spec
+from .wire import field
+
+if TYPE_CHECKING: from torch import Tensor
 
 # %% ../../nbs/network/12_board.ipynb #00000016
 KEEP = 120.  # seconds for which a post stays
@@ -22,7 +24,7 @@ MOST_POSTS, MOST_BYTES = 256, 256 << 20  # on one board
 
 @dataclass
 class _Post:
-    tensor: Tensor
+    tensor: 'Tensor'
     samples: int  # that its author has trained on
     at: float  # when it came
 

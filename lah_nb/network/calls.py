@@ -13,7 +13,7 @@ from collections import namedtuple
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import base58, trio
 from fastcore.basics import patch
@@ -22,10 +22,12 @@ from libp2p import (create_identity_from_seed, generate_new_ed25519_identity, ge
 from libp2p.crypto.keys import KeyPair
 from nacl.exceptions import BadSignatureError
 from nacl.signing import VerifyKey
-from torch import Tensor
 
 from ..errors import LahError
-from .wire import Header, Spec, WireError, pack, read_header, unpack
+from .spec import Spec, WireError
+from .wire import Header, pack, read_header, unpack
+
+if TYPE_CHECKING: from torch import Tensor
 
 # %% ../../nbs/network/02_calls.ipynb #00000006
 _ED25519_ID = bytes.fromhex('002408011220')  # libp2p: identity multihash of a protobuf-wrapped ed25519 key
@@ -97,10 +99,10 @@ class Request:
     peer_id: str  # who calls; the transport has authenticated it
     method: str
     meta: dict  # hostile until checked (`wire.field`)
-    tensors: list[Tensor]
+    tensors: list['Tensor']
     deadline: float  # on trio's clock: after this nobody waits for the answer
 
-Answer = tuple[dict, Sequence[Tensor]]
+Answer = tuple[dict, Sequence['Tensor']]
 Handler = Callable[[Request], Awaitable[Answer]]
 HeaderCheck = Callable[[str, dict, tuple[Spec, ...]], None]
 
@@ -118,7 +120,7 @@ class Network(Protocol):
         peer_id: str,
         method: str,
         meta: dict,
-        tensors: Sequence[Tensor] = (),
+        tensors: Sequence['Tensor'] = (),
         *,
         timeout: float,  # seconds
         codec: str = 'none',  # for the tensors of both ways

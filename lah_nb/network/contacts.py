@@ -18,7 +18,7 @@ from libp2p.peer.id import ID
 from libp2p.peer.peerinfo import PeerInfo
 
 from .calls import Network
-from .wire import WireError
+from .spec import WireError
 
 # %% ../../nbs/network/09a_contacts.ipynb #00000006
 SHUN, SHUN_MOST = 10., 60.  # seconds for which a peer that failed is not asked; doubles up to the most

@@ -18,7 +18,8 @@ from ..errors import LahError
 from .calls import Network, Request
 from .lookup import LONGEST_CALL, WIDTH, Finder, read_addrs
 from .records import ENOUGH, MAX_KEY, Record, Records, nearest
-from .wire import WireError, field
+from .spec import WireError
+from .wire import field
 
 # %% ../../nbs/network/10_dht.ipynb #00000006
 _log = logging.getLogger('lah_nb')

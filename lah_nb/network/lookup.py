@@ -16,7 +16,8 @@ from ..errors import LahError
 from .calls import Network, Usual
 from .contacts import Contacts
 from .records import Lookup, Record, Records
-from .wire import WireError, field
+from .spec import WireError
+from .wire import field
 
 # %% ../../nbs/network/09b_lookup.ipynb #00000006
 _log = logging.getLogger('lah_nb')

@@ -16,7 +16,7 @@ from functools import lru_cache
 import base58, msgpack
 
 from .calls import verify
-from .wire import WireError
+from .spec import WireError
 
 # %% ../../nbs/network/09_records.ipynb #00000006
 MAX_KEY = 256           # characters, of a key and of a subkey

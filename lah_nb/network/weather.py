@@ -16,7 +16,7 @@ from fastcore.basics import patch
 
 from ..errors import LahError
 from .calls import CallTimeout, Request, Served
-from .wire import DTYPE_NAMES, Spec
+from .spec import Spec
 
 # %% ../../nbs/network/11_weather.ipynb #0000001c
 Delay = Callable[[random.Random], float]  # gives seconds
@@ -96,7 +96,7 @@ class Weather:
 # %% ../../nbs/network/11_weather.ipynb #00000022
 def _size(tensors: Sequence, codec: str) -> int:
     "Bytes on the wire"
-    return sum(Spec(DTYPE_NAMES[t.dtype], tuple(t.shape), codec).nbytes for t in tensors)
+    return sum(Spec(str(t.dtype).removeprefix('torch.'), tuple(t.shape), codec).nbytes for t in tensors)
 
 class _Line:
     "The way between one computer and all others"

@@ -1,4 +1,5 @@
 from .snapshot import Snapshot as Snapshot
+from .joining import Bootstrap as Bootstrap, run_bootstrap as run_bootstrap
 from .hosting import Grid as Grid, run_peer as run_peer
 from .lending import lend as lend, Lender as Lender
 from .children import LocalPeer as LocalPeer, SwarmError as SwarmError

@@ -22,7 +22,7 @@ from ..mixture.copies import ask_known, fetch_packed, read_about, read_holders, 
 from ..mixture.dmoe import DMoE
 from ..mixture.experts import EXPERTS, expert_path, parse_uids, write_durably
 from ..mixture.server import taken_uids
-from ..network.wire import WireError
+from ..network.spec import WireError
 from .children import SwarmError
 from .hosting import read_grids
 from .swarm import Swarm

@@ -19,8 +19,8 @@ from ..network.dht import DHT
 from ..errors import LahError
 from ..mixture.experts import EXPERTS, Expert, ExpertError, Learning, check_device, expert_schema, load_expert_file, parse_uids
 from .hosting import (
-    Grid, bytes_of, fetch_state, free_bytes, grid_entries, keep_told, peer_entries, read_grids, read_peers, read_seeds,
-    serve_states, told_grids)
+    Grid, bytes_of, fetch_state, free_bytes, grid_entries, read_grids, serve_states, told_grids)
+from .joining import keep_told, peer_entries, read_peers, read_seeds
 from ..network.calls import CallError, KeyPair, Refused, load_identity, new_identity
 from ..network.host import Host
 from ..network.board import Board

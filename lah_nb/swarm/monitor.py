@@ -14,7 +14,7 @@ from fastcore.basics import patch
 
 from ..network.census import read_census
 from ..errors import LahError
-from .hosting import read_peers
+from .joining import read_peers
 from ..network.calls import CallError
 from .snapshot import Snapshot, check_status
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import networkx as nx
 from fastcore.basics import patch
 
-from ..network.wire import WireError
+from ..network.spec import WireError
 
 # %% ../../nbs/swarm/01_snapshot.ipynb #00000006
 def check_status(meta: dict) -> dict:

@@ -20,7 +20,8 @@ from ..errors import LahError
 from ..machine import cores
 from ..mixture.copies import COPIES
 from ..mixture.experts import Learning, parse_uids
-from .hosting import Grid, read_grids, read_peers, read_seeds
+from .hosting import Grid, read_grids
+from .joining import read_peers, read_seeds
 from .monitor import Monitor
 from ..network.host import Host, start_owned, stop_owned
 from ..network.portal import PortalClosed, close_portal, open_portal

@@ -17,7 +17,8 @@ from ..network.census import read_census
 from ..errors import LahError
 from ..network.calls import Refused
 from ..network.records import nearest
-from ..network.wire import WireError, field
+from ..network.spec import WireError
+from ..network.wire import field
 from .fitting import TrainingError
 
 # %% ../../nbs/training/09_sharing.ipynb #00000014

@@ -165,7 +165,7 @@ def _train_batch(self: Trainer, data, i: int, slot: int, over: threading.Event):
     with self._lock:
         began = dict(batches=self.step, updates=self.updates, samples=self.samples)
         replica, rate = self.replica(slot), self._rate()
-    layers = [m for m in replica.modules() if hasattr(m, 'expert_rate')]
+    layers = _remote(replica)
     for layer in layers: layer.expert_rate = max(rate, 1e-6)
     clock = [time.perf_counter()]
     with span('data'): x, y = data.batch(i, self.batch_size, seed=self.seed)
@@ -205,13 +205,20 @@ def _expected(self: Trainer) -> float:
     by_time = (self.step - self.plan.first) / progress if progress > 0.01 else math.inf
     return by_time if self.plan.last is None else min(by_time, self.plan.last - self.plan.first)
 
+def _remote(model: nn.Module) -> list:
+    "Its layers of remote experts"
+    return [m for m in model.modules() if hasattr(m, 'expert_rate')]
+
+def _filling(layers: list) -> float:
+    "Batches like the last one of these layers that keep the busiest peer at work; 0: not known"
+    return min((layer.report.filling for layer in layers if layer.report), default=0.)
+
 @patch
 def _keep_pace(self: Trainer, layers: list):
     "A batch has come home: how many are in flight from now on?"
     # one that ends by the clock has its generations however many are in flight
     if self.plan and self.plan.last is not None: self.pace.bound((self.plan.last - self.plan.first) // GENERATIONS)
-    fillings = [layer.report.filling for layer in layers if layer.report]
-    self.pace.home(time.perf_counter(), min(fillings, default=0.))
+    self.pace.home(time.perf_counter(), _filling(layers))
 
 @patch(as_prop=True)
 def group(self: Trainer) -> int:
@@ -464,8 +471,7 @@ def evaluate(self: Trainer,
 ) -> dict:  # `loss`, and `accuracy` or `perplexity`
     "How well the model does on the test set"
     batches = data if isinstance(data, list) else handed(data).tests(batch_size or 2 * self.batch_size, **tests)
-    pace = Pace(self.in_flight) if self.pace else None
-    limit = (lambda: pace.n) if pace else self.in_flight
+    pace = Pace(self.in_flight)  # no gradient can be late here: as many at a time as pay, whatever training may have
     numbers, lock = iter(range(len(batches))), threading.Lock()
     away, score = call_stats(self.model)['forward_seconds'], _Score()
     def take():
@@ -473,15 +479,17 @@ def evaluate(self: Trainer,
     replicas = {}
     def work(j, slot):
         if slot not in replicas: replicas[slot] = self.replica(slot, train=False)
-        return _test_batch(replicas[slot], *batches[j], self.retries)
+        result = _test_batch(replicas[slot], *batches[j], self.retries)
+        return result, _filling(_remote(replicas[slot]))
     hidden = not (self.progress if progress is None else progress)
     try:
-        with closing(in_flight(work, take, limit, drain=self.drain)) as results, \
+        with closing(in_flight(work, take, lambda: pace.n, drain=self.drain)) as results, \
              tqdm(total=len(batches), desc='test', disable=hidden) as bar:
             for _, result, error in results:
                 if error is not None: raise error
-                score.add(*result)
-                if pace: pace.home(time.perf_counter())
+                told, filling = result
+                score.add(*told)
+                pace.home(time.perf_counter(), filling)
                 bar.update()
     except BaseException:
         self._replicas = {}

@@ -225,6 +225,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                           'lah_nb/mixture/dispatch.py'),
                                          'lah_nb.mixture.dispatch.Round.away': ( 'mixture/dispatch.html#round.away',
                                                                                  'lah_nb/mixture/dispatch.py'),
+                                         'lah_nb.mixture.dispatch.Round.far': ( 'mixture/dispatch.html#round.far',
+                                                                                'lah_nb/mixture/dispatch.py'),
                                          'lah_nb.mixture.dispatch.Round.note': ( 'mixture/dispatch.html#round.note',
                                                                                  'lah_nb/mixture/dispatch.py'),
                                          'lah_nb.mixture.dispatch.Round.over': ( 'mixture/dispatch.html#round.over',

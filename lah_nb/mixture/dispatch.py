@@ -183,6 +183,12 @@ class Round:
         return not self.lacking or len(self.outcomes) == len(self.begun)
 
     @property
+    def far(self) -> bool:
+        "Do answers spend most of their time on the way?"
+        answered = [outcome for outcome in self.outcomes if outcome.tensor is not None]
+        return sum(o.seconds for o in answered) > 2 * sum(o.queued + o.computed for o in answered)
+
+    @property
     def away(self) -> list[Ask]:
         "Calls that have not ended"
         ended = {id(outcome.call) for outcome in self.outcomes}
@@ -209,6 +215,7 @@ def hedges_of(round: Round, ask: Ask) -> list[Ask]:
     if ask not in round.unhedged: return []
     round.unhedged.remove(ask)
     hedges = round.hedge(ask.call)
+    if not hedges and round.far: hedges = [replace(ask, call=replace(ask.call, hedge=True))]  # the same again
     round.begun += hedges
     return hedges
 
@@ -375,9 +382,11 @@ def sum_gradients(
     dtype: torch.dtype = torch.float32,
 ) -> Tensor:  # (batch, *row_shape)
     "The input gradients of the peers that answered, added up; a peer that did not counts as a constant"
-    total = torch.zeros(batch, *row_shape, dtype=dtype)
+    total, told = torch.zeros(batch, *row_shape, dtype=dtype), set()
     for outcome in outcomes:
-        if outcome.tensor is None: continue
+        call = outcome.call.peer_id, *outcome.call.uids
+        if outcome.tensor is None or call in told: continue  # one that was made again may be answered twice
+        told.add(call)
         if outcome.tensor.isfinite().all(): total.index_add_(0, outcome.call.rows, outcome.tensor.to(dtype))
         else:
             outcome.ok = [False] * len(outcome.ok)

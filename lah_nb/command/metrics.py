@@ -131,6 +131,6 @@ def trainer_metrics(
         _counter('train_steps', 'Steps', trainer.step),
         _counter('train_samples', 'Samples, or tokens, trained on', trainer.samples),
         _counter('train_failed_calls', 'Calls to peers that failed', failed),
-        _counter('train_hedged_calls', 'Calls made again elsewhere because one was late or lost', hedged),
+        _counter('train_hedged_calls', 'Calls made again because one was late or lost', hedged),
         _gauge('train_batches_in_flight', 'Batches in flight', trainer.flying),
         *(_gauge(f'train_{name}', text, last[name]) for name, text in _LAST.items() if name in last)]

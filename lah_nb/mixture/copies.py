@@ -236,17 +236,26 @@ def affords(self: Copies, size: int) -> bool:  # size: bytes of a packed expert
 @patch
 async def _give(self: Copies, request: Request):
     uid = field(request.meta, 'uid', str, most=256)
-    data = await self.packed(uid)
-    if uid in self.server.experts:
+    weights = request.meta.get('weights') is True
+    data = await self.packed(uid, weights)
+    if uid in self.server.experts and not weights:
         self.given[uid, request.peer_id] = read_about(data).updates
         if len(self.given) > MOST_COPIES: del self.given[next(iter(self.given))]
     age = 0. if uid in self.server.experts else trio.current_time() - self.held[uid].at
     return {'age': age}, [torch.frombuffer(bytearray(data), dtype=torch.uint8)]
 
 @patch
-async def packed(self: Copies, uid: str) -> bytes:
+async def packed(
+    self: Copies,
+    uid: str,
+    weights: bool = False,  # of an expert that is hosted here: without what its optimizer remembers
+) -> bytes:
     "The newest state that this peer has"
-    if expert := self.server.experts.get(uid): return await self.server.runtime.on_device(lambda: pack_expert(expert))
+    def pack():
+        state = expert.state()
+        kept = [name for name in state if not (weights and name.startswith('optimizer.'))]
+        return pack_expert(expert, {name: state[name] for name in kept})
+    if expert := self.server.experts.get(uid): return await self.server.runtime.on_device(pack)
     if uid in self.held: return self.held[uid].data
     raise ExpertError(f'this peer neither hosts {uid} nor holds a copy of it')
 
@@ -284,13 +293,14 @@ async def fetch_packed(
     uid: str,
     most: int = 1 << 30,  # bytes
     *,
+    weights: bool = False,  # a host need not send what the optimizer remembers
     timeout: float = 30.,  # seconds
 ) -> tuple[bytes, float]:
     "An expert as a host or a holder has it, and how many seconds ago it came there from its host; the head is checked, the rest is for `read_packed`"
     def check(peer_id, meta, specs):
         if [spec.dtype for spec in specs] != ['uint8'] or specs[0].nbytes > most:
             raise WireError(f'peer {peer_id} sent something else than the state of {uid}')
-    meta, (data,) = await network.call(peer_id, 'call.copy', {'uid': uid}, timeout=timeout, check=check)
+    meta, (data,) = await network.call(peer_id, 'call.copy', {'uid': uid} | ({'weights': True} if weights else {}), timeout=timeout, check=check)
     data = data.numpy().tobytes()
     if read_about(data).uid != uid: raise WireError(f'peer {peer_id} sent another expert than {uid}')
     return data, float(field({'age': 0., **meta}, 'age', (int, float)))

@@ -211,6 +211,7 @@ def look(
     if not outcome.updates.get(call.uids[i]) and call.uids[i] not in outcome.updates: return
     watched = standing.suspect or bool(doubted)
     if self._may_fetch(call.peer_id) and self.rng.random() < (0.5 if watched else self._share_of_fetches(standing)):
+        self._fetch_at = math.inf  # one at a time
         self.roster.start(self._owned, self._recompute, ask, outcome, i, codec)
     elif watched or self.rng.random() < self._share_again(standing, call.counts, i):
         self.roster.start(self._owned, self._ask_again, ask, outcome, i, codec)
@@ -275,7 +276,6 @@ async def _ask_again(self: Audits, ask: Ask, outcome: Outcome, i: int, codec: st
 @patch
 async def _fetch(self: Audits, peer_id: str, uid: str) -> bytes:
     "The weights of an expert; gradients that came from them are then checked, too"
-    self._fetch_at = math.inf  # one at a time
     self._coming[peer_id, uid], size = [], FETCH_PACE
     try:
         data, _ = await fetch_packed(self.network, peer_id, uid, MOST_STATE, weights=True, timeout=WITHIN)

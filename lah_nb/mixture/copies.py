@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['COPIES', 'COPY_AFTER', 'COPY_WITHIN', 'PACE', 'MOST_COPIES', 'MOST_UIDS', 'PAUSE', 'HELD', 'FOSTERED', 'HOSTED',
            'GONE', 'SILENT', 'MUTE', 'rank', 'About', 'read_about', 'most_bytes', 'read_packed', 'unpack_expert',
-           'Copy', 'Copies', 'read_holders', 'read_known', 'ask_known', 'fetch_packed']
+           'Copy', 'Copies', 'read_holders', 'read_known', 'ask_known', 'fetch_packed', 'fetch_state']
 
 # %% ../../nbs/mixture/04a_copies.ipynb #00000003
 import hashlib, json, logging, os
@@ -143,6 +143,7 @@ class Copies:
         self.given = {}         # (uid, peer) -> updates of the state that it fetched here
         self.leaving = self.paused = False
         self._resting = {}      # holder -> until when it is left alone
+        self._records, self._lives = {}, {}  # of the other holders, and what they say
         self._life = os.urandom(8).hex()  # who starts again holds nothing
         self.network.serve('call.keep', self._keep, self.check_state)
         self.network.serve('call.copies', self._tell)
@@ -156,7 +157,10 @@ class Copies:
 
     async def holders(self) -> dict[str, str]:  # peer id -> its life
         "The other peers that hold copies"
-        return read_holders(self.network, (await read_census(self.dht, 'swarm/holders', sample=False))[0])
+        found, _ = await read_census(self.dht, 'swarm/holders', sample=False)
+        records = {record.author: record.value for record in found}
+        if records != self._records: self._records, self._lives = records, read_holders(self.network, found)
+        return dict(self._lives)
 
 def read_holders(network: Network, records: Iterable) -> dict[str, str]:  # peer id -> its life
     "The other peers that say under `swarm/holders` that they hold copies; their addresses are learnt"
@@ -304,6 +308,12 @@ async def fetch_packed(
     data = data.numpy().tobytes()
     if read_about(data).uid != uid: raise WireError(f'peer {peer_id} sent another expert than {uid}')
     return data, float(field({'age': 0., **meta}, 'age', (int, float)))
+
+async def fetch_state(network: Network, peer_id: str, expert: Expert):
+    "Make `expert` what it is on another peer; it must not be in use"
+    data, _ = await fetch_packed(network, peer_id, expert.uid, most_bytes(expert.expert_cls, expert.hidden_dim))
+    _, tensors = await trio.to_thread.run_sync(read_packed, data)
+    expert.load_state(tensors)
 
 # %% ../../nbs/mixture/04a_copies.ipynb #00000011
 @patch

@@ -4,17 +4,15 @@
 
 # %% auto #0
 __all__ = ['RELAY_PARTS', 'Grid', 'grid_entries', 'told_grids', 'read_grids', 'peer_entries', 'read_peers', 'keep_told',
-           'ask_for_reach', 'serve_states', 'fetch_state', 'read_seeds', 'bytes_of', 'free_bytes', 'check_memory',
-           'run_peer']
+           'ask_for_reach', 'read_seeds', 'bytes_of', 'free_bytes', 'check_memory', 'run_peer']
 
 # %% ../../nbs/swarm/02_hosting.ipynb #00000003
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import msgpack, torch, trio
-from safetensors import SafetensorError
-from safetensors.torch import load, save
 
 from ..network.census import own_part
 from ..network.records import point
@@ -24,7 +22,7 @@ from ..network.addresses import is_loopback, split_addr
 from ..network.dht import DHT, read_addrs
 from ..mixture.experts import (
     EXPERTS, OPTIMIZERS, Expert, ExpertError, Learning, check_device, expert_schema, load_expert_file, parse_uids, split_uid)
-from ..network.calls import Network, load_identity
+from ..network.calls import load_identity
 from ..network.host import Host
 from ..network.board import Board
 from ..network.reach import answer_dial_back, answer_twin, check_own, check_twin, find_reach
@@ -67,13 +65,17 @@ def told_grids(
     own: dict,  # the `grid_entries` of the pattern it was started with
 ) -> dict[tuple[str, str], bytes]:
     "The same, and of which grids the experts are a part that it has adopted since"
+    return dict(_grids_with(frozenset(own.items()), tuple((uid, e.expert_cls, e.hidden_dim) for uid, e in server.experts.items())))
+
+@lru_cache(maxsize=16)  # asked for every second, and seldom new
+def _grids_with(own: frozenset, experts: tuple) -> dict[tuple[str, str], bytes]:
     entries = dict(own)
-    for uid, expert in server.experts.items():
+    for uid, expert_cls, hidden_dim in experts:
         prefix, cell = split_uid(uid)
         known = msgpack.unpackb(entries.get(('swarm/grids', prefix), msgpack.packb({'size': [0] * len(cell)})))['size']
         if len(known) == len(cell) and any(n <= i for n, i in zip(known, cell)):
             far = '.'.join([prefix, *(str(max(n - 1, i)) for n, i in zip(known, cell))])
-            entries |= grid_entries([far], expert.expert_cls, expert.hidden_dim)
+            entries |= grid_entries([far], expert_cls, hidden_dim)
     return entries
 
 def read_grids(records) -> dict[str, Grid]:
@@ -143,27 +145,6 @@ async def ask_for_reach(host: Host):
     host.addrs = list(dict.fromkeys([*host.addrs, *host.listening]))
 
 # %% ../../nbs/swarm/02_hosting.ipynb #00000046
-def serve_states(server: Server):
-    "Give an expert's weights, and what its optimizer remembers, to a peer that becomes one more host of it"
-    async def state(request):
-        if (expert := server.experts.get(request.meta['uid'])) is None:
-            raise ExpertError(f'this peer does not host {request.meta["uid"]}')
-        data = bytearray(save(await server.runtime.on_device(expert.state)))
-        return {}, [torch.frombuffer(data, dtype=torch.uint8)]
-    def check(caller, meta, specs): field(meta, 'uid', str, most=256)
-    server.network.serve('call.state', state, check)
-
-async def fetch_state(network: Network, peer_id: str, expert: Expert, *, timeout: float = 30.):
-    "Make `expert` what it is on another peer"
-    most = 5 * expert.flat.nbytes + (1 << 20)  # weights and up to three moments, and room for what is no parameter
-    def check(peer_id, meta, specs):
-        if [spec.dtype for spec in specs] != ['uint8'] or specs[0].nbytes > most:
-            raise WireError(f'peer {peer_id} sent something else than the state of {expert.uid}')
-    _, (data,) = await network.call(peer_id, 'call.state', {'uid': expert.uid}, timeout=timeout, check=check)
-    try: expert.load_state(load(data.numpy().tobytes()))
-    except (SafetensorError, ValueError, KeyError) as error:
-        raise WireError(f'peer {peer_id} sent a state of {expert.uid} that nobody can read ({error})') from error
-
 def read_seeds(join: Sequence[str]) -> dict[str, list[str]]:  # peer id -> addresses
     "The peers to join through"
     seeds = {}
@@ -248,7 +229,6 @@ async def run_peer(
         uids = await claim(dht, experts, num_experts, schema=schema, saved=saved) if experts else []
         make = lambda: [Expert(uid, expert_cls, hidden_dim, optimizer=optimizer, lr=lr, learning=learning, clip=clip, device=device) for uid in uids]
         server = Server(host, dht, await trio.to_thread.run_sync(make), checkpoint_dir=checkpoint_dir, start_from=start_from)
-        serve_states(server)
         keep_alive(server, copies)
         grids = grid_entries(parse_uids(experts), expert_cls, hidden_dim) if experts else {}
         async with trio.open_nursery() as inner:  # the server withdraws its records while host and DHT still run

@@ -15,7 +15,7 @@ torch.set_num_threads(1)
 
 class Recorder:
     "Stands where an expert stands, and writes down what was run together"
-    expert_cls, hidden_dim, refused = 'recorder', 1, 0
+    expert_cls, hidden_dim, refused, updates = 'recorder', 1, 0, 0
 
     def __init__(self, uid, log): self.uid, self.log = uid, log
     def check(self, x, grad=None): pass

@@ -7,7 +7,7 @@ from conftest import until
 from lah_nb.swarm import LocalPeer
 from lah_nb import DMoE, Swarm, SwarmError, volunteer
 from lah_nb.mixture import Expert
-from lah_nb.swarm.hosting import fetch_state
+from lah_nb.mixture.copies import fetch_state
 from lah_nb.network import AddressError, Peer, load_identity, peer_id_of
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]

@@ -498,6 +498,7 @@ def make_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest='command', required=True, metavar='COMMAND')
     for add in COMMANDS:
         p = add(commands)
+        p.add_argument('--swarm-key', metavar='FILE', help='the key of a swarm that has one (default: the file that LAH_SWARM_KEY names)')
         p.add_argument('--json', action='store_true', help='print one JSON object as the last line of stdout')
         p.add_argument('--log-json', action='store_true', help='log to stderr what happens, one JSON object a line')
         p.add_argument('--verbose', '-v', action='store_true', help='log what happens to stderr')
@@ -507,6 +508,7 @@ def make_parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> int:
     "The `lah-nb` command; returns its exit code"
     args = make_parser().parse_args(argv)
+    if getattr(args, 'swarm_key', None): os.environ['LAH_SWARM_KEY'] = os.path.abspath(os.path.expanduser(args.swarm_key))
     set_up_logs(verbose=args.verbose, as_json=args.log_json)
     try: result = args.run(args)
     except BaseException as error:

@@ -50,6 +50,7 @@ from .dispatch import (
     stand_ins as stand_ins,
     sum_gradients as sum_gradients,
 )
+from .audit import Audits as Audits, Standing as Standing
 from .stats import Dispatch as Dispatch, Stats as Stats
 from .dmoe import DMoE as DMoE, Timeout as Timeout, TooFewExperts as TooFewExperts
 from .home import at_home as at_home, HomeMoE as HomeMoE

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['COPIES', 'COPY_AFTER', 'COPY_WITHIN', 'PACE', 'MOST_COPIES', 'MOST_UIDS', 'PAUSE', 'HELD', 'FOSTERED', 'HOSTED',
            'GONE', 'SILENT', 'MUTE', 'rank', 'About', 'read_about', 'most_bytes', 'read_packed', 'unpack_expert',
-           'Copy', 'Copies', 'read_holders', 'read_known', 'ask_known', 'fetch_packed']
+           'Copy', 'Copies', 'read_holders', 'read_known', 'ask_known', 'fetch_packed', 'fetch_state']
 
 # %% ../../nbs/mixture/04a_copies.ipynb #00000003
 import hashlib, json, logging, os
@@ -144,6 +144,7 @@ class Copies:
         self.given = {}         # (uid, peer) -> updates of the state that it fetched here
         self.leaving = self.paused = False
         self._resting = {}      # holder -> until when it is left alone
+        self._records, self._lives = {}, {}  # of the other holders, and what they say
         self._life = os.urandom(8).hex()  # who starts again holds nothing
         self.network.serve('call.keep', self._keep, self.check_state)
         self.network.serve('call.copies', self._tell)
@@ -157,7 +158,10 @@ class Copies:
 
     async def holders(self) -> dict[str, str]:  # peer id -> its life
         "The other peers that hold copies"
-        return read_holders(self.network, (await read_census(self.dht, 'swarm/holders', sample=False))[0])
+        found, _ = await read_census(self.dht, 'swarm/holders', sample=False)
+        records = {record.author: record.value for record in found}
+        if records != self._records: self._records, self._lives = records, read_holders(self.network, found)
+        return dict(self._lives)
 
 def read_holders(network: Network, records: Iterable) -> dict[str, str]:  # peer id -> its life
     "The other peers that say under `swarm/holders` that they hold copies; their addresses are learnt"
@@ -237,17 +241,26 @@ def affords(self: Copies, size: int) -> bool:  # size: bytes of a packed expert
 @patch
 async def _give(self: Copies, request: Request):
     uid = field(request.meta, 'uid', str, most=256)
-    data = await self.packed(uid)
-    if uid in self.server.experts:
+    weights = request.meta.get('weights') is True
+    data = await self.packed(uid, weights)
+    if uid in self.server.experts and not weights:
         self.given[uid, request.peer_id] = read_about(data).updates
         if len(self.given) > MOST_COPIES: del self.given[next(iter(self.given))]
     age = 0. if uid in self.server.experts else trio.current_time() - self.held[uid].at
     return {'age': age}, [torch.frombuffer(bytearray(data), dtype=torch.uint8)]
 
 @patch
-async def packed(self: Copies, uid: str) -> bytes:
+async def packed(
+    self: Copies,
+    uid: str,
+    weights: bool = False,  # of an expert that is hosted here: without what its optimizer remembers
+) -> bytes:
     "The newest state that this peer has"
-    if expert := self.server.experts.get(uid): return await self.server.runtime.on_device(lambda: pack_expert(expert))
+    def pack():
+        state = expert.state()
+        kept = [name for name in state if not (weights and name.startswith('optimizer.'))]
+        return pack_expert(expert, {name: state[name] for name in kept})
+    if expert := self.server.experts.get(uid): return await self.server.runtime.on_device(pack)
     if uid in self.held: return self.held[uid].data
     raise ExpertError(f'this peer neither hosts {uid} nor holds a copy of it')
 
@@ -285,16 +298,23 @@ async def fetch_packed(
     uid: str,
     most: int = 1 << 30,  # bytes
     *,
+    weights: bool = False,  # a host need not send what the optimizer remembers
     timeout: float = 30.,  # seconds
 ) -> tuple[bytes, float]:
     "An expert as a host or a holder has it, and how many seconds ago it came there from its host; the head is checked, the rest is for `read_packed`"
     def check(peer_id, meta, specs):
         if [spec.dtype for spec in specs] != ['uint8'] or specs[0].nbytes > most:
             raise WireError(f'peer {peer_id} sent something else than the state of {uid}')
-    meta, (data,) = await network.call(peer_id, 'call.copy', {'uid': uid}, timeout=timeout, check=check)
+    meta, (data,) = await network.call(peer_id, 'call.copy', {'uid': uid} | ({'weights': True} if weights else {}), timeout=timeout, check=check)
     data = data.numpy().tobytes()
     if read_about(data).uid != uid: raise WireError(f'peer {peer_id} sent another expert than {uid}')
     return data, float(field({'age': 0., **meta}, 'age', (int, float)))
+
+async def fetch_state(network: Network, peer_id: str, expert: Expert):
+    "Make `expert` what it is on another peer; it must not be in use"
+    data, _ = await fetch_packed(network, peer_id, expert.uid, most_bytes(expert.expert_cls, expert.hidden_dim))
+    _, tensors = await trio.to_thread.run_sync(read_packed, data)
+    expert.load_state(tensors)
 
 # %% ../../nbs/mixture/04a_copies.ipynb #00000011
 @patch

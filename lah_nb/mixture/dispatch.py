@@ -274,7 +274,9 @@ async def _make_call(
         trouble(ask)
         return Outcome.lost(call, lost, seconds)
     roster.on_time(call.peer_id, seconds)
-    return _outcome(call, meta, tensors[0], seconds)
+    outcome = _outcome(call, meta, tensors[0], seconds)
+    if roster.audits is not None: roster.audits.look(ask, outcome, codec)
+    return outcome
 
 def _note_failure(roster: Roster, call: Call, error: LahError, seconds: float):
     "Bench a peer that fails, unless it said no, or but one of its answers is missing"

@@ -83,6 +83,8 @@ class Roster:
         self.network, self.dht = network, dht
         self.clock, self.rng = clock, rng or random.Random()
         self.benched = {}  # peer id -> Benched
+        self.left = {}  # peer id -> why it is benched for good
+        self.audits = None  # the `Audits` that look at each answer, if there are any
         self.calls = {}  # peer id -> [calls in flight, calls begun so far], for those who watch
         self._late = {}  # peer id -> how often it was benched in a row
         self._doubted = set()  # ids of peers that are pinged, for a call of theirs was given up
@@ -115,6 +117,21 @@ class Roster:
         self._changed()
         self._late[peer_id] = self._late.get(peer_id, 0) + 1
         self._nursery.start_soon(self._probe, peer_id)
+
+    def leave(self, peer_id: str, why: str):
+        "Bench a peer for good: it was found to lie"
+        if peer_id in self.left: return
+        _log.warning('peer %s is not used any more: %s', peer_id, why)
+        self.left[peer_id] = why
+        self.benched[peer_id] = Benched(trio.current_time(), why)
+        if len(self.left) > MOST_PEERS:
+            oldest = next(iter(self.left))
+            del self.left[oldest], self.benched[oldest]
+        self._changed()
+
+    def start(self, afn: Callable, *args):
+        "Own a task that serves this trainer, as long as the roster runs"
+        self._nursery.start_soon(afn, *args)
 
     def _changed(self):
         for cache in self._masks, self._cells, self._routes: cache.clear()
@@ -171,7 +188,7 @@ class Roster:
 
     async def _probe(self, peer_id: str):
         pause = min(0.25 * 2 ** self._late.get(peer_id, 1), LONGEST_PAUSE)
-        while True:
+        while peer_id not in self.left:
             timeout = self.suspect_after(peer_id)
             try: await self.network.call(peer_id, 'call.ping', {}, timeout=timeout)
             except LahError as error:
@@ -186,6 +203,7 @@ class Roster:
             await self._rest(pause)
             pause = min(2 * pause, LONGEST_PAUSE)
         await self._rest(pause - 0.5)
+        if peer_id in self.left: return
         del self.benched[peer_id]
         self._changed()
 

@@ -65,6 +65,7 @@ class _Call:
     missing: int = 0
     computed: float = 0.  # seconds, of the batches that its parts were in
     gone: bool = False  # nobody waits any more
+    updates: list = field(default_factory=list)  # of each part's expert, right after it was run
     done: trio.Event = field(default_factory=trio.Event)
     token: trio.lowlevel.TrioToken = field(default_factory=trio.lowlevel.current_trio_token)
 
@@ -169,12 +170,12 @@ async def submit(
     kind: str,  # `forward` or `backward`
     parts: list[tuple],  # `(uid, x, grad, seed)`, and perhaps a `rate`; `grad` is `None` in a forward
     deadline: float,  # on trio's clock
-    spent: dict[str, float] | None = None,  # is told `queued` and `computed`, in seconds
+    spent: dict[str, float] | None = None,  # is told `queued` and `computed`, in seconds, and `updates` of each part's expert right after it
 ) -> list[torch.Tensor | LahError]:
     "One answer for each part, in order: a tensor, or the error that it met"
     if not self._running: raise RuntimeStopped('this runtime is not running')
     late = Late(f'a {kind} of {len(parts)} parts was not done by its deadline')
-    call, waiting = _Call(deadline, [None] * len(parts), late), []
+    call, waiting = _Call(deadline, [None] * len(parts), late, updates=[0] * len(parts)), []
     for i, (uid, x, grad, seed, *rate) in enumerate(parts):
         try: waiting.append(self._part(call, i, kind, uid, x, grad, seed, *rate))
         except ExpertError as e: call.results[i] = e
@@ -196,7 +197,7 @@ async def submit(
         for part in waiting: self._leave(part)
         self.dropped += sum(result is None for result in call.results)
         queued = max(0., trio.current_time() - start - call.computed)
-        if spent is not None: spent.update(queued=queued, computed=call.computed)
+        if spent is not None: spent.update(queued=queued, computed=call.computed, updates=list(call.updates))
     return [call.excuse if result is None else result for result in call.results]
 
 # %% ../../nbs/mixture/02_runtime.ipynb #00000016
@@ -263,6 +264,7 @@ def _travel(self: Runtime, batches: list[_Batch]):
         self.served_rows += sum(part.rows for part in batch.parts)  # before those are woken who count them
         for part, result in zip(batch.parts, results):
             part.call.computed += now - began
+            part.call.updates[part.index] = batch.expert.updates
             part.call.answer(part.index, result)
         if now - start > self.trip[1]: break
 

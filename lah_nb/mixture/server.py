@@ -135,13 +135,13 @@ MAX_REMEMBERED = 64 << 20  # bytes of answers kept for backwards that are sent a
 
 @patch
 def _answer(self: Server, request, results, spent) -> dict:
-    "What goes with the tensors: which experts did it, why others did not, their updates so far, and the time it took here"
+    "What goes with the tensors: which experts did it, why others did not, the time it took here, and which state of each it was"
     why = {}
     for uid, result in zip(request.meta['uids'], results):
         if not isinstance(result, Tensor): why[uid] = f'{type(result).__name__}: {result.text}'
-    uids = request.meta['uids']
-    updates = [self.experts[uid].updates if uid in self.experts else 0 for uid in uids]
-    return {'ok': [uid not in why for uid in uids], 'spent': spent, 'why': why, 'updates': updates}
+    took = {name: spent.get(name, 0.) for name in ('queued', 'computed')}
+    ok = [uid not in why for uid in request.meta['uids']]
+    return {'ok': ok, 'spent': took, 'why': why, 'updates': spent.get('updates', [0] * len(ok))}
 
 @patch
 async def _apply(self: Server, key, request):

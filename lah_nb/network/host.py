@@ -26,6 +26,7 @@ from multiaddr import Multiaddr
 from .addresses import (
     AddressError, ListenError, announced_addrs, check_free, listen_addr, own_addrs, resolve, split_addr, split_circuit)
 from ..errors import LahError
+from .key import SwarmKeyError, load_key
 from .link import Link, Traffic, quietly
 from .calls import (
     CallTimeout, PROTOCOLS, Served, Unreachable, envelope, load_identity, new_identity, open_answer, peer_id_of, ping_methods)
@@ -65,6 +66,7 @@ class Host:
         self.announced = announced_addrs(announce, self.peer_id)
         self.relay, self.punch = relay, punch
         self.methods, self.traffic = ping_methods(), Traffic()
+        self.key, self._members = load_key(), {}  # of the swarm; the peers that have shown that they have it
         self.instance, self.started = os.urandom(8).hex(), 0.  # tells this process from another of the same identity
         self.addrs, self.listening = [], []  # where it can be dialled; where it listens
         self.circuits = []      # where others reach this peer through relays
@@ -78,6 +80,8 @@ class Host:
         self._hints = {}        # peer -> what others say of where it is
         self._doubted = {}      # relay -> when a circuit through it failed
         self._host = _libp2p_host(self.identity, self.listen)
+        if self.key:
+            for protocol in PROTOCOLS: self.serve(f'{protocol}.enter', self._admit)
         for protocol in PROTOCOLS: self._host.set_stream_handler(_protocol_id(protocol), self._inbound(protocol))
         accept_circuits(self._host, self.relays, self._punch)
         if relay: Relay(self._host)
@@ -204,7 +208,7 @@ def connected(self: Host) -> list[str]:
 async def _link(self: Host, peer_id: str, protocol: str) -> Link:
     "The live link to a peer, opened if there is none"
     key = peer_id, protocol
-    if (link := self._links.get(key)) and link.alive: return link
+    if (link := self._links.get(key)) and link.alive and self.admits(peer_id): return link
     if (opening := self._opening.get(key)) is None:
         opening = self._opening[key] = _Opening()
         self._nursery.start_soon(self._open, key, opening)
@@ -228,8 +232,10 @@ async def _open(self: Host, key, opening):
             if relays and not self._connections(peer_id): await self._dial_through(target, relays)
             elif not self._connections(peer_id): await self._dial(target)
             stream = await self._host.new_stream(target, [_protocol_id(protocol)])
-            opening.link = self._adopt(stream, peer_id, protocol)
-            self._nursery.start_soon(opening.link.run)
+            link = Link(stream, peer_id, self, protocol)
+            self._nursery.start_soon(link.run)
+            if self.key: await self._enter(link)
+            opening.link = self._adopt(link)
         # a handshake that was cut in half leaves the connection unusable
         if scope.cancelled_caught: await self._hang_up(peer_id)
     except Exception as error: opening.why = f'cannot connect ({_reason(error)})'
@@ -388,16 +394,44 @@ def _reason(error: BaseException) -> str:
 
 # %% ../../nbs/network/07_host.ipynb #0000002c
 @patch
-def _adopt(self: Host, stream, peer_id: str, protocol: str) -> Link:
-    link = Link(stream, peer_id, self, protocol)
-    other = self._links.get((peer_id, protocol))
-    if not (other and other.alive): self._links[peer_id, protocol] = link
+def _adopt(self: Host, link: Link) -> Link:
+    place = link.peer_id, link.protocol
+    other = self._links.get(place)
+    if not (other and other.alive): self._links[place] = link
     return link
+
+@patch
+def admits(self: Host, peer_id: str) -> bool:
+    "May this peer ask for anything? In a swarm with a key it has shown that it has it"
+    return self.key is None or peer_id in self._members
+
+@patch
+def _note_member(self: Host, peer_id: str):
+    self._members[peer_id] = True
+    if len(self._members) > MOST_KNOWN: del self._members[next(iter(self._members))]
+
+@patch
+async def _admit(self: Host, request):
+    self.key.check(request.meta.get('proof'), request.peer_id, self.peer_id)
+    self._note_member(request.peer_id)
+    return {'proof': self.key.proof(self.peer_id, request.peer_id)}, ()
+
+@patch
+async def _enter(self: Host, link: Link):
+    "Show the other end of a new link that this peer has the key, and see that it has it, too"
+    method, meta = f'{link.protocol}.enter', {'proof': self.key.proof(self.peer_id, link.peer_id)}
+    try:
+        header, _ = await link.request(pack(envelope(method, meta, CONNECT_TIMEOUT)))
+        self.key.check(open_answer(link.peer_id, method, header.meta).get('proof'), link.peer_id, self.peer_id)
+    except LahError as error:
+        link.close('the other end is not in this swarm')
+        raise SwarmKeyError(f'peer {link.peer_id} does not have the key of this swarm: {error.text}') from None
+    self._note_member(link.peer_id)
 
 @patch
 def _inbound(self: Host, protocol: str):
     async def handler(stream):
-        await self._adopt(stream, str(stream.muxed_conn.peer_id), protocol).run()
+        await self._adopt(Link(stream, str(stream.muxed_conn.peer_id), self, protocol)).run()
     return handler
 
 # %% ../../nbs/network/07_host.ipynb #0000000c

@@ -17,6 +17,7 @@ from libp2p.network.connection import swarm_connection
 from libp2p.stream_muxer.yamux import yamux
 
 from ..errors import LahError
+from .key import SwarmKeyError
 from .calls import Request, open_answer, open_envelope, refusal
 from .wire import CANCEL, REQUEST, RESPONSE, Assembler, chunks, pack, unpack
 
@@ -183,6 +184,9 @@ def _accept(self: Link, kind, id, header) -> bool:
         return pending.error is None
     try:
         method, _, args = open_envelope(header.meta, self.host.methods)
+        if not self.host.admits(self.peer_id) and method != f'{self.protocol}.enter':
+            raise SwarmKeyError('this swarm has a key: get its file from whoever runs the swarm, and start with '
+                                '--swarm-key FILE, or LAH_SWARM_KEY=FILE')
         if len(self._handlers) >= MAX_HANDLERS:
             raise LahError(f'{MAX_HANDLERS} requests of yours are being worked on; wait for some to end')
         if id in self._handlers: raise LahError(f'request {id} is being worked on')

@@ -19,14 +19,14 @@ from ..network.dht import DHT
 from ..errors import LahError
 from ..mixture.experts import EXPERTS, Expert, ExpertError, Learning, check_device, expert_schema, load_expert_file, parse_uids
 from .hosting import (
-    Grid, bytes_of, fetch_state, free_bytes, grid_entries, read_grids, serve_states, told_grids)
+    Grid, bytes_of, free_bytes, grid_entries, read_grids, told_grids)
 from .joining import keep_told, peer_entries, read_peers, read_seeds
 from ..network.calls import CallError, KeyPair, Refused, load_identity, new_identity
 from ..network.host import Host
 from ..network.board import Board
 from ..network.reach import Places, TwinError, answer_dial_back, answer_twin, check_twin, find_reach
 from ..mixture.adoption import keep_alive
-from ..mixture.copies import COPIES
+from ..mixture.copies import COPIES, fetch_state
 from ..mixture.server import Server, claim, saved_uids, taken_uids
 from ..network.wire import field
 
@@ -395,7 +395,6 @@ async def lend(
         experts = await trio.to_thread.run_sync(make)
         await lender.inherit(experts)
         server = Server(host, dht, experts, checkpoint_dir=checkpoint_dir, start_from=start_from)
-        serve_states(server)
         lender.adoption = keep_alive(server, copies)
         async with trio.open_nursery() as inner:
             await inner.start(server.run)

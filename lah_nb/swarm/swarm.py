@@ -26,6 +26,7 @@ from .monitor import Monitor
 from ..network.host import Host, start_owned, stop_owned
 from ..network.portal import PortalClosed, close_portal, open_portal
 from ..network.reach import answer_dial_back
+from ..mixture.audit import Audits
 from ..mixture.roster import Roster
 from .snapshot import Snapshot, check_status
 from ..viewers import view_of
@@ -60,6 +61,7 @@ class Swarm:
         answer_dial_back(self.network)
         self.dht = DHT(self.network)
         self.roster, self.monitor = Roster(self.network, self.dht), Monitor(self)
+        Audits(self.roster)
         seeds = read_seeds(self._join)
         self.portal = open_portal()
         try:

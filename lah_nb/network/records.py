@@ -8,10 +8,12 @@ __all__ = ['MAX_KEY', 'MAX_VALUE', 'MAX_TTL', 'WITNESSES', 'HOSTS', 'CROWD_OVER'
 
 # %% ../../nbs/network/09_records.ipynb #00000003
 import hashlib, heapq
+from bisect import insort
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import islice
 
 import base58, msgpack
 
@@ -80,7 +82,8 @@ def point(
 def nearest(key: str, peers: Iterable[str], n: int) -> list[str]:
     "The `n` peers nearest to a key"
     target = point(key)
-    return heapq.nsmallest(n, peers, key=lambda peer: point(peer) ^ target)
+    far = {point(peer) ^ target: peer for peer in peers}
+    return [far[distance] for distance in heapq.nsmallest(n, far)]
 
 # %% ../../nbs/network/09_records.ipynb #00000009
 WITNESSES, HOSTS = 4, 16  # authors kept of a subkey: of those that say the same, and in all
@@ -182,45 +185,40 @@ class Lookup:
         self.key, self.width, self.doubted = key, width, doubted
         self._point, self._far = point(key), {}  # peer -> its distance
         self.state = {}  # peer -> 'new', 'asked', 'answered', 'slow' or 'failed'
-        self.named = {}  # source -> the peers it named
+        self.named = {}  # source -> the peers it named, the nearest first
+        self._answered = []  # peers, the nearest first
         self._asked_for = {}  # peer that is asked -> the source whose share it takes
         self._name(None, peers)
 
     def _name(self, source: str | None, peers: Iterable[str]):
-        peers = list(peers)
-        self.named[source] = set(peers)
-        for peer in peers:
+        for peer in (peers := list(peers)):
             if peer in self.state: continue
             self.state[peer], self._far[peer] = 'new', point(peer) ^ self._point
-
-    def _nearest(self, peers: Iterable[str], *without: str) -> list[str]:
-        "The nearest of some peers, without those of some states"
-        peers = [peer for peer in peers if self.state[peer] not in without]
-        return heapq.nsmallest(self.width, peers, key=self._far.__getitem__)
+        self.named[source] = sorted(set(peers), key=self._far.__getitem__)
 
     def count(self, *states: str) -> int: return sum(s in states for s in self.state.values())
 
     @property
-    def _answered(self) -> set[str]: return {peer for peer, s in self.state.items() if s == 'answered'}
-
-    @property
     def _voters(self) -> list[str]:
         "The nearest that answered; the doubted only if there are no others"
-        answered = self._answered
-        return self._nearest([p for p in answered if not self.doubted(p)] or answered)
+        trusted = islice((peer for peer in self._answered if not self.doubted(peer)), self.width)
+        return list(trusted) or self._answered[:self.width]
 
-    def _view(self, source: str | None, answered: set[str], *without: str) -> list[str]:
-        "The nearest as one source has it"
-        return self._nearest(self.named[source] | answered, *without)
+    def _view(self, source: str | None, *without: str) -> list[str]:
+        "The nearest as one source has it, without those of some states"
+        near = list(islice((peer for peer in self.named[source] if self.state[peer] not in without), self.width))
+        near += [peer for peer in self._answered[:self.width] if peer not in near]
+        near.sort(key=self._far.__getitem__)
+        return near[:self.width]
 
     def wanted(self) -> list[str]:
         "Peers to ask now: of each source no more at once than its share"
-        answered, sources, found = self._answered, [None, *self._voters], []
+        sources, found = [None, *self._voters], []
         share = max(1, self.width // len(sources))
         waiting = Counter(source for peer, source in self._asked_for.items() if self.state[peer] == 'asked')
         for source in sources:
             most = self.width if source is None or len(sources) == 2 else share
-            for peer in self._view(source, answered, 'failed', 'slow'):
+            for peer in self._view(source, 'failed', 'slow'):
                 if self.state[peer] != 'new' or waiting[source] >= most: continue
                 self.state[peer], self._asked_for[peer] = 'asked', source
                 waiting[source] += 1
@@ -229,6 +227,7 @@ class Lookup:
 
     def answered(self, peer: str, closer: Iterable[str] = ()):
         "`peer` answered, and named others"
+        if self.state[peer] != 'answered': insort(self._answered, peer, key=self._far.__getitem__)
         self.state[peer] = 'answered'
         self._name(peer, closer)
 
@@ -238,35 +237,35 @@ class Lookup:
 
     def failed(self, peer: str):
         "`peer` is not there"
+        if self.state[peer] == 'answered': self._answered.remove(peer)
         self.state[peer] = 'failed'
 
-    def _most(self, agree: Callable[[str, set[str]], bool]) -> bool:
+    def _most(self, agree: Callable[[str], bool]) -> bool:
         "Do more than half of the voters agree? All of them must while few have answered"
-        answered, voters = self._answered, self._voters
-        yes = sum(agree(source, answered) for source in voters)
-        return 2 * yes > len(voters) if len(answered) >= self.width else bool(voters) and yes == len(voters)
+        voters = self._voters
+        if len(self._answered) < self.width: return bool(voters) and all(map(agree, voters))
+        return 2 * sum(map(agree, voters)) > len(voters)
 
-    def _exhausted(self, source: str | None, answered: set[str]) -> bool:
-        return all(self.state[p] == 'answered' for p in self._view(source, answered, 'failed', 'slow'))
+    def _exhausted(self, source: str | None) -> bool:
+        return all(self.state[p] == 'answered' for p in self._view(source, 'failed', 'slow'))
 
-    def _satisfied(self, source: str | None, answered: set[str]) -> bool:
-        near = self._view(source, answered, 'failed')
+    def _satisfied(self, source: str | None) -> bool:
+        near = self._view(source, 'failed')
         return sum(self.state[p] == 'answered' for p in near) >= min(ENOUGH, len(near))
 
     @property
     def done(self) -> bool:
         "All that may still answer in time have answered, and there is nothing to hope for from the slow"
-        answered = self._answered
-        if not answered: return not self.count('new', 'asked', 'slow')
-        if not (self._exhausted(None, answered) and self._most(self._exhausted)): return False
+        if not self._answered: return not self.count('new', 'asked', 'slow')
+        if not (self._exhausted(None) and self._most(self._exhausted)): return False
         return self.complete or not self.count('slow')
 
     @property
     def complete(self) -> bool:
         "Enough of the nearest have answered to hold what is known under the key"
-        return self._satisfied(None, self._answered) and self._most(self._satisfied)
+        return self._satisfied(None) and self._most(self._satisfied)
 
     @property
     def holders(self) -> list[str]:
         "The nearest that answered: where the key's records belong"
-        return self._nearest(self._answered)
+        return self._answered[:self.width]

@@ -18,7 +18,7 @@ from fastcore.basics import patch
 from ..errors import LahError
 from .calls import Network, Request
 from .lookup import LONGEST_CALL, WIDTH, Finder, read_addrs
-from .records import ENOUGH, MAX_KEY, MAX_TTL, Record, Records, nearest
+from .records import ENOUGH, MAX_KEY, MAX_TTL, TOLD, Record, Records, nearest
 from .wire import WireError, field
 
 # %% ../../nbs/network/10_dht.ipynb #00000006
@@ -89,7 +89,8 @@ async def _find(self: DHT, request: Request):
         since = request.meta.get('since') or [None] * len(request.meta['keys'])
         for key, at in zip(request.meta['keys'], since):
             known = at[1] if type(at) is list and len(at) == 2 and at[0] == self._epoch and type(at[1]) is int else 0
-            found.append([record.to_list(left) for record, left in self.records.get(key, now, known)[:MAX_RECORDS]])
+            told = self.records.get(key, now, known, None if known else TOLD)
+            found.append([record.to_list(left) for record, left in told[:MAX_RECORDS]])
         if 'since' in request.meta: near, addrs = [[] for _ in near], {}  # whoever asks for news knows whom to ask
     return {'near': near, 'addrs': addrs, 'found': found, 'at': [self._epoch, self.records.revision]}, ()
 

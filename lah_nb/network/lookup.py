@@ -69,26 +69,28 @@ async def lookup(
     now = trio.current_time()
     for key in looks:
         for record, left in self.records.get(key, now): merged.put(record, left, now)
+    def is_over(look): return look.done or values and look.heard
     late, patience = deque(), self.patience  # (when an answer will be late, peer, keys)
     with trio.move_on_after(self.within() if timeout is None else timeout):
         while True:
             plan = {}
             for key, look in looks.items():
-                if not look.done:
+                if not is_over(look):
                     for peer in look.wanted(): plan.setdefault(peer, []).append(key)
             try:
                 for peer, wanted in plan.items(): self._nursery.start_soon(self._query, peer, wanted, values, tell)
             except (RuntimeError, AttributeError) as error:
                 raise LahError('the DHT of this peer has stopped') from error
             late.extend((trio.current_time() + patience, peer, wanted) for peer, wanted in plan.items())
-            if all(look.done for look in looks.values()): break
+            if all(map(is_over, looks.values())): break
             await self._hear(told, late, looks, merged)
     # who never knew anybody knows all there is
     alone = not start and not self.contacts.seeds and not self.contacts.lost
     for key, look in looks.items() if values else ():
         (self.uncertain.discard if look.complete or alone else self.uncertain.add)(key)
     now = trio.current_time()
-    return {key: look.holders for key, look in looks.items()}, {key: merged.get(key, now) for key in looks}
+    holders = {key: look.likely if values else look.holders for key, look in looks.items()}
+    return holders, {key: merged.get(key, now) for key in looks}
 
 # %% ../../nbs/network/09b_lookup.ipynb #00000009
 @patch

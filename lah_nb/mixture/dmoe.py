@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from ..errors import LahError
 from .dispatch import Ask, Call, Outcome, gather_outputs, group_pairs, keep_pairs, make_calls, stand_ins, sum_gradients
 from .gating import Balance, Gate, mix, mix_gradient, mixing_weights, score_of, search, search_path
+from .roster import looks_ahead
 from .rows import Memory, as_if_alone, check_rows, check_scores, in_backward, in_checkpoint, linear_dtype, rows_at_once
 from .stats import Dispatch, Stats
 from .trace import recorder, span
@@ -195,7 +196,8 @@ class _Chooser:
         live = roster.cached_successors(*about)
         if live is None:
             with span('look up experts', detail=f'{len(prefixes)} prefixes in the DHT', into=self.spans):
-                live = layer.swarm.portal.run(lambda: roster.successors(*about, timeout=max(left, 0.1)))
+                ahead = looks_ahead(len(self.scores[0]), layer.k, layer.grid, level)
+                live = layer.swarm.portal.run(lambda: roster.successors(*about, ahead=ahead, timeout=max(left, 0.1)))
         return self._without_dead(prefixes, live) if self.dead and level == len(layer.grid) - 1 else live
 
     def _without_dead(self, prefixes: Tensor, live: Tensor) -> Tensor:

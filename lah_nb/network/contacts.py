@@ -18,6 +18,7 @@ from libp2p.peer.id import ID
 from libp2p.peer.peerinfo import PeerInfo
 
 from .calls import Network
+from .records import point
 from .spec import WireError
 
 # %% ../../nbs/network/09a_contacts.ipynb #00000006
@@ -61,13 +62,22 @@ class Contacts:
         self.shunned = {}       # peer -> (until, for how long)
         self.seeds = {}         # peer -> addresses: those it joined through, never forgotten
         self.lost = {}          # peer -> when it left the table by failing
-        self._ids = None        # of the table, until it changes
+        self._ids, self._places = None, ()  # of the table, until it changes
 
     @property
     def peers(self) -> list[str]:
         "Ids in the table"
-        if self._ids is None: self._ids = [str(peer) for peer in self.table.get_peer_ids()]
+        if self._ids is None:
+            self._ids = [str(peer) for peer in self.table.get_peer_ids()]
+            self._places = list(map(point, self._ids))
         return self._ids
+
+    def nearer(self, key: str) -> int:
+        "How many in the table are nearer to a key than this peer"
+        self.peers
+        target = point(key)
+        own = point(self.network.peer_id) ^ target
+        return sum(place ^ target < own for place in self._places)
 
     def is_shunned(self, peer: str) -> bool: return self.shunned.get(peer, (0,))[0] > trio.current_time()
 

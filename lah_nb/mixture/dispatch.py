@@ -186,7 +186,7 @@ class Round:
     def far(self) -> bool:
         "Do answers spend most of their time on the way?"
         answered = [outcome for outcome in self.outcomes if outcome.tensor is not None]
-        return sum(o.seconds for o in answered) > 2 * sum(o.queued + o.computed for o in answered)
+        return sum(o.seconds for o in answered) > 3 * sum(o.queued + o.computed for o in answered)
 
     @property
     def away(self) -> list[Ask]:

@@ -254,7 +254,7 @@ def _take_in(self: Trainer, i: int, replica: nn.Module, loss: float):
 def _step_trunk(self: Trainer):
     "One step of the optimizer for the gradients that wait"
     if not self._pending: return
-    factor = self._rate() * self._pending ** (1 / 3)
+    factor = self._rate() / math.sqrt(self._pending)
     own = isinstance(self.schedule, LRScheduler)  # then it says the rates itself, once for each step of the optimizer
     for group in self.optimizer.param_groups:
         if not own: group['lr'] = group['initial_lr'] * factor

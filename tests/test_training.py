@@ -293,7 +293,7 @@ def test_a_gradient_is_never_many_steps_old(images):
     trainer = Trainer(small(Layer(lambda n: time.sleep(0.01))), in_flight=64, progress=False)
     history = trainer.fit(images, steps=400)
     assert sorted(history.batch) == list(range(400))
-    assert history.staleness_samples.iloc[100:].mean() > 32 * 32  # tens of batches pass each one in flight ...
+    assert history.staleness_samples.iloc[100:].mean() > 24 * 32  # tens of batches pass each one in flight ...
     assert history.staleness.iloc[100:].mean() < 12 and 30 < trainer.updates < 120  # ... and few steps
 
 

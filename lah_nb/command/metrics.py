@@ -7,7 +7,6 @@ __all__ = ['Metrics', 'in_trio', 'peer_metrics', 'trainer_metrics']
 
 # %% ../../nbs/command/02_metrics.ipynb #00000003
 from collections.abc import Callable, Iterable, Mapping
-from typing import TYPE_CHECKING
 
 import trio
 from prometheus_client import CollectorRegistry, ProcessCollector, start_http_server
@@ -15,8 +14,6 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoM
 
 import lah_nb
 from ..network.addresses import ListenError
-
-if TYPE_CHECKING: from lah_nb.mixture.server import Server
 
 # %% ../../nbs/command/02_metrics.ipynb #00000006
 class Metrics:
@@ -75,19 +72,19 @@ def _counters(name: str, text: str, label: str, values: Mapping[str, float]) -> 
 
 # %% ../../nbs/command/02_metrics.ipynb #00000013
 def peer_metrics(
-    server: 'Server',  # or a `Bootstrap`
+    server,  # a `Server`, or a `Bootstrap`
 ) -> list[Metric]:
     "What a peer has done so far, and what it does now"
     return [_who(server), *_done(server), *_now(server)]
 
-def _who(server: 'Server') -> Metric:
+def _who(server) -> Metric:
     experts = list(server.experts.values())
     device = str(experts[0].device) if experts else ''
     known = {'peer_id': server.network.peer_id, 'version': lah_nb.__version__, 'device': device}
     return InfoMetricFamily('lah_peer', 'Who this is', known)
 
 # %% ../../nbs/command/02_metrics.ipynb #00000016
-def _done(server: 'Server') -> list[Metric]:
+def _done(server) -> list[Metric]:
     "What only grows"
     experts, stats = list(server.experts.values()), server.runtime.stats()
     traffic = server.network.traffic
@@ -104,7 +101,7 @@ def _done(server: 'Server') -> list[Metric]:
         _counter('dropped', 'Parts of calls that were not done by their deadline', stats['dropped'])]
 
 # %% ../../nbs/command/02_metrics.ipynb #00000015
-def _now(server: 'Server') -> list[Metric]:
+def _now(server) -> list[Metric]:
     "What goes up and down"
     stats, host = server.runtime.stats(), server.network
     return [

@@ -55,6 +55,7 @@ _BREAKS, _RUSH = 0.6, 1.4  # throughput that means other weather; throughput for
 _SECONDS, _BATCHES = 1., 64  # for which a throughput is measured, at least,
 _SLOW, _FEW = 5., 24  # or where batches are slow
 _ROUND = 8  # batches in a round of the rush, at least
+_BESIDE = 6  # times as long as it computes that a busy peer is at a batch, what it does beside that included, about
 _AT_FIRST, _MOST = 4, 256  # batches in flight
 _LONGEST_CALM = 8  # measurements between two trials of fewer
 
@@ -123,7 +124,7 @@ def _rush(self: Pace, now: float):
     if rate > _RUSH * self._best: self._best, self._best_at, self._unpaid = rate, self._reached, 0
     else: self._unpaid += 1
     if self._unpaid < 2 and self._reached < self.most:
-        leap = min(self.most, int(self._filling / 2))
+        leap = min(self.most, int(self._filling / _BESIDE))
         skip, self._filling = 0, 0.
         if leap > 2 * self.n: skip, self.n = self.n, leap
         self._reached = self.n

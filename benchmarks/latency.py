@@ -3,7 +3,7 @@
     LAH_DATA=... python benchmarks/latency.py [--rows 64:0:0:1 auto:200:0.1:1 ...] [--steps N] [--seeds N] [--json] [--keep FILE]
 
 A row is IN_FLIGHT:DELAY_MS:DROP:LAYERS; each layer is a grid of 4 x 4 experts ffn(64), top 4, batches of 32. The delay is exponential, one way.
-With --keep, what was found is added to a file as JSON lines, with the loss over time: `nbs/experiments/01_latency` draws it.
+With --keep, what was found is added to a file as JSON lines, with the loss over time.
 """
 import argparse
 import json

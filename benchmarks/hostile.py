@@ -9,6 +9,7 @@ import argparse
 import json
 import subprocess
 import sys
+import threading
 
 import torch
 
@@ -34,8 +35,14 @@ def start_hostile(case: str, addr: str, experts: list[str], hidden_dim: int) -> 
     "(process, peer id) of one that lies"
     command = [sys.executable, __file__, '--be', case, '--join', addr, '--experts', ','.join(experts), '--hidden-dim', str(hidden_dim), '--copies', '0']
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stdin=subprocess.PIPE, text=True)
+    late = threading.Timer(60., process.kill)
+    late.start()
     ready = process.stdout.readline().split()
-    if ready[:1] != ['ready']: raise RuntimeError(f'a hostile peer did not start: {ready}')
+    late.cancel()
+    if ready[:1] != ['ready']:
+        process.kill()
+        process.wait(5)
+        raise RuntimeError(f'a hostile peer did not start within a minute: {ready}')
     return process, ready[1].rpartition('/')[2]
 
 
@@ -57,7 +64,7 @@ def run(case: str, screens: str, args, data) -> dict:
             accuracy, left = trainer.evaluate(data)['accuracy'], set(swarm.roster.left)
         finally:
             for process, _ in liars: process.kill()
-            for process, _ in liars: process.wait()
+            for process, _ in liars: process.wait(5)
     hostile = {peer for _, peer in liars}
     return dict(case=case, screens=screens, seed=args.seed, peers=args.peers, hostile=number, steps=args.steps, accuracy=round(accuracy, 4),
                 left_hostile=len(left & hostile), left_honest=len(left - hostile), rows_again=round(audits.rows_again / max(audits.rows, 1), 4),

@@ -67,6 +67,5 @@ def test_a_swarm_of_processes_with_a_key(key, monkeypatch):
         monkeypatch.delenv('LAH_SWARM_KEY')
         refused = subprocess.run(command, capture_output=True, text=True, timeout=60)
         assert refused.returncode == 1, refused
-        print(refused.stderr)
         told = subprocess.run([*command, '--swarm-key', key], capture_output=True, text=True, timeout=60)
         assert json.loads(told.stdout.splitlines()[-1])['experts'] == 2, told

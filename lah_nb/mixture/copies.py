@@ -305,7 +305,7 @@ async def fetch_packed(
     def check(peer_id, meta, specs):
         if [spec.dtype for spec in specs] != ['uint8'] or specs[0].nbytes > most:
             raise WireError(f'peer {peer_id} sent something else than the state of {uid}')
-    meta, (data,) = await network.call(peer_id, 'call.copy', {'uid': uid} | ({'weights': True} if weights else {}), timeout=timeout, check=check)
+    meta, (data,) = await network.call(peer_id, 'call.copy', {'uid': uid, 'weights': weights}, timeout=timeout, check=check)
     data = data.numpy().tobytes()
     if read_about(data).uid != uid: raise WireError(f'peer {peer_id} sent another expert than {uid}')
     return data, float(field({'age': 0., **meta}, 'age', (int, float)))

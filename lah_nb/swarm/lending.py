@@ -18,8 +18,7 @@ from ..network.census import read_census
 from ..network.dht import DHT
 from ..errors import LahError
 from ..mixture.experts import EXPERTS, Expert, ExpertError, Learning, check_device, expert_schema, load_expert_file, parse_uids
-from .hosting import (
-    Grid, bytes_of, free_bytes, grid_entries, read_grids, told_grids)
+from .hosting import Grid, bytes_of, free_bytes, grid_entries, read_grids, told_grids
 from .joining import keep_told, peer_entries, read_peers, read_seeds
 from ..network.calls import CallError, KeyPair, Refused, load_identity, new_identity
 from ..network.host import Host

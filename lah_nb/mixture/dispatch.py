@@ -210,12 +210,16 @@ def late_after(round: Round, now: float) -> float | None:
     half_is_back = 0 <= 2 * len(round.outcomes) - len(round.asks) < 2
     return max(HEDGE_AFTER, now - round.began) if half_is_back else None
 
-def hedges_of(round: Round, ask: Ask) -> list[Ask]:
+def hedges_of(
+    round: Round,
+    ask: Ask,
+    missing: bool = True,  # it is late, or later ones overtook it; False: its peer has refused it, or is gone
+) -> list[Ask]:
     "What to ask in place of a call in trouble; nothing for one that is itself a hedge, or that was hedged already"
     if ask not in round.unhedged: return []
     round.unhedged.remove(ask)
     hedges = round.hedge(ask.call)
-    if not hedges and round.far: hedges = [replace(ask, call=replace(ask.call, hedge=True))]  # the same again
+    if not hedges and missing and round.far: hedges = [replace(ask, call=replace(ask.call, hedge=True))]  # the same again
     round.begun += hedges
     return hedges
 
@@ -231,12 +235,12 @@ def given_up(round: Round, now: float) -> list[Outcome]:
 # %% ../../nbs/mixture/07_dispatch.ipynb #0000000e
 LOST_AFTER = 0.5  # seconds, at least, after which a call that others overtook is lost
 
-async def _suspect(roster: Roster, ask: Ask, trouble: Callable[[Ask], None]):
+async def _suspect(roster: Roster, ask: Ask, trouble: Callable[[Ask, bool], None]):
     "Tell of a call that takes too long; bench its peer once nothing else has come from there either"
     peer_id = ask.call.peer_id
     patience = roster.suspect_after(peer_id, ask.size)
     await trio.sleep(patience)
-    trouble(ask)
+    trouble(ask, True)
     while roster.heard_since(peer_id, patience): await trio.sleep(patience / 4)
     roster.bench(peer_id, f'no answer to {ask.method} for {patience:.2g} s')
 
@@ -253,25 +257,25 @@ async def _make_call(
     ask: Ask,
     timeout: float,  # seconds
     codec: str,
-    trouble: Callable[[Ask], None],
+    trouble: Callable[[Ask, bool], None],
 ) -> Outcome:
-    "One call; `trouble` hears at once of a peer that is suspected or has failed"
+    "One call; `trouble` hears at once of a peer that is suspected (True) or has failed (False)"
     call, start = ask.call, trio.current_time()
-    lost = f'peer {call.peer_id} lost a call: it has answered later ones'
+    lost, overtaken = f'peer {call.peer_id} lost a call: it has answered later ones', True
     async with trio.open_nursery() as nursery:
         nursery.start_soon(_suspect, roster, ask, trouble)
         nursery.start_soon(_leave_behind, roster, ask, start, nursery.cancel_scope)
         try:
             answer = network.call(call.peer_id, ask.method, ask.meta, ask.tensors, timeout=timeout, codec=codec, check=ask.check)
             meta, tensors = await answer
-            lost = ''
+            lost, overtaken = '', False
         except LahError as error:
             _note_failure(roster, call, error, trio.current_time() - start)
-            lost = error.text
+            lost, overtaken = error.text, False
         finally: nursery.cancel_scope.cancel()
     seconds = trio.current_time() - start
     if lost:
-        trouble(ask)
+        trouble(ask, overtaken)
         return Outcome.lost(call, lost, seconds)
     roster.on_time(call.peer_id, seconds)
     outcome = _outcome(call, meta, tensors[0], seconds)
@@ -317,12 +321,12 @@ class _Driver:
         self.scope.deadline = self.round.deadline
         if pause := late_after(self.round, now): self.nursery.start_soon(self._hedge_late, pause)
 
-    def _trouble(self, ask: Ask):
-        for other in hedges_of(self.round, ask): self.nursery.start_soon(self._one, other)
+    def _trouble(self, ask: Ask, missing: bool):
+        for other in hedges_of(self.round, ask, missing): self.nursery.start_soon(self._one, other)
 
     async def _hedge_late(self, pause: float):
         await trio.sleep(pause)
-        for ask in list(self.round.unhedged): self._trouble(ask)
+        for ask in list(self.round.unhedged): self._trouble(ask, True)
 
 async def make_calls(
     network: Network,

@@ -324,7 +324,8 @@ def _count(
     "Take down what became of the calls"
     answered = {uid for outcome in outcomes for uid, ok in zip(outcome.call.uids, outcome.ok) if ok}
     failed = {uid: why for outcome in outcomes for uid, why in outcome.why.items() if uid not in answered}
-    lost = sum(outcome.tensor is None and not outcome.needless for outcome in outcomes)
+    # one that was made again and brought nothing either is still one
+    lost = len({(o.call.peer_id, *o.call.uids) for o in outcomes if o.tensor is None and not o.needless})
     hedged = sum(outcome.call.hedge for outcome in outcomes)
     report = exchange.report
     report.calls += len(outcomes)

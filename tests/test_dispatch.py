@@ -1,0 +1,69 @@
+"The calls of one batch, when hosts refuse, fall silent or answer nonsense. In memory, under a clock that skips the waiting"
+import random
+from contextlib import asynccontextmanager
+
+import torch, trio
+from memory import simulate, start
+
+from lah_nb.errors import LahError
+from lah_nb.mixture.dispatch import Ask, Call, make_calls
+from lah_nb.mixture.roster import Roster
+from lah_nb.network import MemoryHub
+from lah_nb.network.spec import Spec
+
+LATENCY = 0.1  # seconds, one way
+
+
+class Scene:
+    "A trainer's roster, and hosts that answer ones, unless `behave` says otherwise"
+    def __init__(self, dhts):
+        self.hosts, self.asked, self.behave = [dht.peer_id for dht in dhts[1:]], [], {}
+        self.roster = Roster(dhts[0].network, dhts[0], clock=trio.current_time, rng=random.Random(0))
+        for dht in dhts[1:]: dht.network.serve('call.forward', self._handler(dht.peer_id))
+
+    def _handler(self, peer_id):
+        async def answer(request):
+            self.asked.append(peer_id)
+            if peer_id in self.behave: await self.behave[peer_id](request)
+            return {'ok': [True], 'updates': [0]}, [torch.ones(1, 4)]
+        return answer
+
+    def ask(self, peer_id):
+        call = Call(peer_id, [f'ffn.{self.hosts.index(peer_id)}'], [1], torch.tensor([self.hosts.index(peer_id)]), torch.tensor([0]), torch.tensor([0], dtype=torch.int32))
+        return Ask(call, 'call.forward', call.meta(0), [torch.ones(1, 4), call.index], Spec('float32', (1, 4)))
+
+    async def batch(self, *peers, **policy):
+        "(outcomes, seconds) of one call to each"
+        began = trio.current_time()
+        policy = {'timeout': 10., 'grace': 1., 'enough': lambda outcomes: False} | policy
+        outcomes = await make_calls(self.roster.network, self.roster, [self.ask(peer) for peer in peers or self.hosts], **policy)
+        return outcomes, trio.current_time() - began
+
+
+@asynccontextmanager
+async def scene(hosts=3):
+    async with MemoryHub(latency=LATENCY) as hub, trio.open_nursery() as nursery:
+        s = Scene(await start(hub, hosts + 1, nursery))
+        await nursery.start(s.roster.run)
+        yield s
+        nursery.cancel_scope.cancel()
+
+
+def test_a_call_is_made_again_when_it_is_late_and_not_when_it_was_refused():
+    async def refuse(request):
+        await trio.sleep(0.1)  # so that an answer has come that shows that they spend their time on the way
+        raise LahError('no')
+    async def main():
+        async with scene() as s:
+            last = s.hosts[2]
+            s.behave[last] = refuse
+            outcomes, _ = await s.batch()
+            assert s.asked.count(last) == 1 and len(outcomes) == 3
+            async def lose_the_first(request):
+                if s.asked.count(last) == 1: await trio.sleep_forever()
+            s.asked.clear()
+            s.behave[last] = lose_the_first
+            outcomes, seconds = await s.batch()
+            assert s.asked.count(last) == 2 and seconds < 1
+            assert {o.call.peer_id for o in outcomes if o.tensor is not None} == set(s.hosts)
+    simulate(main)

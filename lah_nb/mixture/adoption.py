@@ -12,7 +12,8 @@ import torch, trio
 from fastcore.basics import patch
 
 from ..errors import LahError
-from .copies import FOSTERED, GONE, HELD, HOSTED, MUTE, SILENT, Copies, ask_known, fetch_packed, most_bytes, rank, read_about, read_packed, unpack_expert
+from .copies import FOSTERED, GONE, HELD, HOSTED, MUTE, SILENT, Copies, ask_known, fetch_packed, rank
+from .packed import most_bytes, read_packed, unpack_expert
 from .experts import Expert, pack_expert
 from .roster import index_entries
 from .server import Server, taken_uids

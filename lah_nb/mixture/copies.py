@@ -4,22 +4,21 @@
 
 # %% auto #0
 __all__ = ['COPIES', 'COPY_AFTER', 'COPY_WITHIN', 'PACE', 'MOST_COPIES', 'MOST_UIDS', 'PAUSE', 'HELD', 'FOSTERED', 'HOSTED',
-           'GONE', 'SILENT', 'MUTE', 'rank', 'About', 'read_about', 'most_bytes', 'read_packed', 'unpack_expert',
-           'Copy', 'Copies', 'read_holders', 'read_known', 'ask_known', 'fetch_packed', 'fetch_state']
+           'GONE', 'SILENT', 'MUTE', 'rank', 'Copy', 'Copies', 'read_holders', 'read_known', 'ask_known',
+           'fetch_packed', 'fetch_state']
 
 # %% ../../nbs/mixture/04a_copies.ipynb #00000003
-import hashlib, json, logging, os
+import hashlib, logging, os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import msgpack, torch, trio
 from fastcore.basics import patch
-from safetensors import SafetensorError
-from safetensors.torch import load
 
 from ..errors import LahError
 from ..machine import free_memory
-from .experts import BETAS, EXPERTS, OPTIMIZERS, Expert, ExpertError, Learning, pack_expert, split_uid
+from .experts import Expert, ExpertError, pack_expert, split_uid
+from .packed import About, most_bytes, read_about, read_packed
 from .server import Server, taken_uids
 from ..network.census import own_part, read_census
 from ..network.calls import CallTimeout, Network, Refused, Request
@@ -42,80 +41,6 @@ def rank(
 ) -> list[str]:
     "The peers in the order in which they are to hold a copy of `uid`"
     return sorted(peers, key=lambda peer: hashlib.sha256(f'{uid} {peer}'.encode()).digest())
-
-# %% ../../nbs/mixture/04a_copies.ipynb #00000009
-@dataclass(frozen=True)
-class About:
-    "What it takes to make an expert, beside its state"
-    uid: str
-    expert_cls: str
-    hidden_dim: int
-    optimizer: str
-    updates: int
-    lr: float
-    clip: float | None
-    betas: tuple[float, float]
-    learning: Learning
-
-def read_about(data: bytes) -> About:
-    "What stands at the head of a packed expert, checked"
-    try:
-        size = int.from_bytes(data[:8], 'little')
-        if size > 1 << 20: raise ValueError('its head is too long')
-        told = json.loads(data[8:8 + size])['__metadata__']
-        betas, clip = tuple(map(float, json.loads(told.get('betas', str(list(BETAS)))))), json.loads(told.get('clip', '1.0'))
-        about = About(
-            told['uid'], told['expert_cls'], int(told['hidden_dim']), told['optimizer'], int(told['updates']), float(told.get('lr', 1e-3)),
-            clip if clip is None else float(clip), betas, Learning(**json.loads(told.get('learning', '{}'))))
-        split_uid(about.uid)
-        if not 0 < about.hidden_dim <= 1 << 16 or not 0 <= about.updates < 2**53: raise ValueError('impossible numbers')
-        if about.optimizer not in OPTIMIZERS: raise ValueError('an optimizer that nobody knows')
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, ExpertError) as error:
-        raise WireError(f'not the state of an expert: {str(error)[:100]}') from error
-    return about
-
-def _specs(expert_cls: str, hidden_dim: int) -> tuple[dict, int, torch.dtype]:
-    "(shape and type of each of the module's tensors, its learning parameters, their type)"
-    if expert_cls not in EXPERTS:
-        raise ExpertError(f'no class of experts is called {expert_cls[:64]!r} here: its state cannot be checked', see='expert-class')
-    try:
-        with torch.device('meta'): module = EXPERTS[expert_cls].build(hidden_dim)
-    except Exception as error: raise ExpertError(f'{expert_cls}({hidden_dim}) cannot be made: {error}', see='expert-class') from error
-    learning = [p for p in module.parameters() if p.requires_grad]
-    specs = {f'module.{name}': (tuple(t.shape), t.dtype) for name, t in module.state_dict().items()}
-    return specs, sum(p.numel() for p in learning), learning[0].dtype if learning else torch.float32
-
-def most_bytes(expert_cls: str, hidden_dim: int) -> int:
-    "No state of such an expert is larger"
-    specs, numel, dtype = _specs(expert_cls, hidden_dim)
-    module = sum(torch.Size(shape).numel() * dtype.itemsize for shape, dtype in specs.values())
-    return module + 3 * numel * dtype.itemsize + (1 << 18)
-
-def read_packed(data: bytes) -> tuple[About, dict[str, torch.Tensor]]:
-    "A packed expert, checked: names, shapes, types, and that all numbers are finite"
-    about = read_about(data)
-    try: tensors = load(data)
-    except (SafetensorError, ValueError, KeyError) as error:
-        raise WireError(f'a state of {about.uid} that nobody can read ({str(error)[:100]})') from error
-    specs, numel, dtype = _specs(about.expert_cls, about.hidden_dim)
-    want = specs | {'updates': ((), torch.int64)}
-    if any(name.startswith('optimizer.') for name in tensors):
-        for name in OPTIMIZERS[about.optimizer]:
-            want[f'optimizer.{name}'] = ((), torch.float32) if name == 'step' else ((numel,), dtype)
-    if {name: (tuple(t.shape), t.dtype) for name, t in tensors.items()} != want:
-        raise WireError(f'a state of {about.uid} that is none of {about.expert_cls}({about.hidden_dim})')
-    if any(t.is_floating_point() and not t.isfinite().all() for t in tensors.values()):
-        raise WireError(f'a state of {about.uid} with NaN or infinity in it')
-    if int(tensors['updates']) != about.updates: raise WireError(f'a state of {about.uid} that contradicts itself')
-    return about, tensors
-
-def unpack_expert(data: bytes, device: str = 'cpu') -> Expert:
-    "The expert that was packed, as it was"
-    about, tensors = read_packed(data)
-    options = dict(optimizer=about.optimizer, lr=about.lr, clip=about.clip, betas=about.betas, learning=about.learning)
-    expert = Expert(about.uid, about.expert_cls, about.hidden_dim, device=device, **options)
-    expert.load_state(tensors)
-    return expert
 
 # %% ../../nbs/mixture/04a_copies.ipynb #0000000c
 HELD, FOSTERED, HOSTED = 0, 1, 2  # what a peer may be to an expert: a holder, a host that adopted it, a host

@@ -13,7 +13,7 @@ import torch
 from fastcore.basics import patch
 from torch import Tensor, nn
 
-from .copies import unpack_expert
+from .packed import unpack_expert
 from .dmoe import DMoE
 from .experts import ExpertError, split_uid
 from .gating import Balance, mix, mixing_weights, score_of, search, table_successors

@@ -18,7 +18,8 @@ from tqdm.auto import tqdm
 
 from ..errors import LahError
 from ..network.census import read_census
-from ..mixture.copies import ask_known, fetch_packed, read_about, read_holders, read_packed
+from ..mixture.copies import ask_known, fetch_packed, read_holders
+from ..mixture.packed import read_about, read_packed
 from ..mixture.dmoe import DMoE
 from ..mixture.experts import EXPERTS, expert_path, parse_uids, write_durably
 from ..mixture.server import taken_uids

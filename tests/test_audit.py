@@ -55,11 +55,13 @@ class Scene:
     "Hosts with some experts each, and trainers that send them rows"
     def __init__(self, hub, nursery, seed, expert_cls): self.hub, self.nursery, self.rng, self.cls = hub, nursery, random.Random(seed), expert_cls
 
+    def uid(self, host, i): return f'e.{host * EXPERTS + i}'
+
     async def build(self, hosts, trainers):
         dhts = await start(self.hub, hosts + trainers, self.nursery)
         self.hosts, self.servers, self.rosters = [], [], []
         for h, dht in enumerate(dhts[:hosts]):
-            server = Server(dht.network, dht, [Expert(f'e.{h * EXPERTS + i}', self.cls, WIDTH, lr=3e-3) for i in range(EXPERTS)])
+            server = Server(dht.network, dht, [Expert(self.uid(h, i), self.cls, WIDTH, lr=3e-3) for i in range(EXPERTS)])
             server.runtime.execute = inline
             Copies(server)
             await self.nursery.start(server.run)
@@ -77,7 +79,7 @@ class Scene:
         if not used: return
         g = torch.Generator().manual_seed(self.rng.getrandbits(31))
         x = torch.randn(BATCH, WIDTH, generator=g) * (1 + torch.rand(BATCH, 1, generator=g))
-        uids = [f'e.{self.hosts.index(peer) * EXPERTS + i}' for peer in used for i in range(EXPERTS)]
+        uids = [self.uid(self.hosts.index(peer), i) for peer in used for i in range(EXPERTS)]
         owners = [peer for peer in used for _ in range(EXPERTS)]
         chosen = torch.rand(BATCH, len(uids), generator=g).topk(K).indices
         calls, seed = group_pairs(chosen, K, uids, owners), self.rng.getrandbits(31)

@@ -15,6 +15,7 @@ from ..errors import LahError
 from .copies import FOSTERED, GONE, HELD, HOSTED, MUTE, SILENT, Copies, ask_known, fetch_packed, rank
 from .packed import most_bytes, read_packed, unpack_expert
 from .experts import Expert, pack_expert
+from .replicas import Replicas
 from .roster import index_entries
 from .server import Server, taken_uids
 from ..network.calls import Request
@@ -280,8 +281,9 @@ def keep_alive(
     server: Server,
     copies: int,  # of each expert, on other peers; 0: none, and none are held for others
 ) -> Adoption:
-    "Let the experts of a server outlive it, and hold copies of those of others; before `server.run`"
+    "Let the experts of a server outlive it, agree with those of other hosts, and hold copies of others' experts; before `server.run`"
     adoption = Adoption(Copies(server, copies=copies))
+    server.tasks.append(Replicas(adoption.copies).run)
     if not copies: return adoption  # it still gives its experts to who collects them
     server.before_serving, server.before_leaving = adoption.catch_up, adoption.hand_over
     server.tasks += [adoption.copies.run, adoption.run]

@@ -124,14 +124,15 @@ def check_state(self: Copies, caller: str, meta: dict, specs: Sequence):
 async def receive(self: Copies, request: Request) -> Copy:
     "A state that came with a request, after everything has been checked"
     uid, data = request.meta['uid'], request.tensors[0].numpy().tobytes()
-    if not await self._is_host(request.peer_id, uid): raise LahError(f'by the records you do not host {uid}')
+    if not await self.is_host(request.peer_id, uid): raise LahError(f'by the records you do not host {uid}')
     about, _ = await self.server.runtime.on_device(lambda: read_packed(data))
     told = request.meta['uid'], request.meta['cls'], request.meta['dim'], request.meta['updates']
     if (about.uid, about.expert_cls, about.hidden_dim, about.updates) != told: raise WireError('a state of something else')
     return Copy(request.peer_id, about, data, trio.current_time())
 
 @patch
-async def _is_host(self: Copies, peer: str, uid: str) -> bool:
+async def is_host(self: Copies, peer: str, uid: str) -> bool:
+    "Does a peer host an expert, by the records?"
     for age in 2 * REFETCH, 0.:
         if peer in (await taken_uids(self.dht, [uid], max_age=age)).get(uid, ()): return True
     return False
@@ -224,13 +225,14 @@ async def fetch_packed(
     most: int = 1 << 30,  # bytes
     *,
     weights: bool = False,  # a host need not send what the optimizer remembers
+    method: str = 'call.copy',  # or another that answers likewise
     timeout: float = 30.,  # seconds
 ) -> tuple[bytes, float]:
     "An expert as a host or a holder has it, and how many seconds ago it came there from its host; the head is checked, the rest is for `read_packed`"
     def check(peer_id, meta, specs):
         if [spec.dtype for spec in specs] != ['uint8'] or specs[0].nbytes > most:
             raise WireError(f'peer {peer_id} sent something else than the state of {uid}')
-    meta, (data,) = await network.call(peer_id, 'call.copy', {'uid': uid, 'weights': weights}, timeout=timeout, check=check)
+    meta, (data,) = await network.call(peer_id, method, {'uid': uid, 'weights': weights}, timeout=timeout, check=check)
     data = data.numpy().tobytes()
     if read_about(data).uid != uid: raise WireError(f'peer {peer_id} sent another expert than {uid}')
     return data, float(field({'age': 0., **meta}, 'age', (int, float)))

@@ -67,3 +67,35 @@ def test_a_call_is_made_again_when_it_is_late_and_not_when_it_was_refused():
             assert s.asked.count(last) == 2 and seconds < 1
             assert {o.call.peer_id for o in outcomes if o.tensor is not None} == set(s.hosts)
     simulate(main)
+
+
+def test_a_roster_that_has_ended_benches_and_starts_nothing():
+    async def main():
+        async with scene() as s:
+            late = Roster(s.roster.network, s.roster.dht, clock=trio.current_time)
+            async with trio.open_nursery() as nursery:
+                await nursery.start(late.run)
+                nursery.cancel_scope.cancel()
+            late.bench(s.hosts[0], 'late')
+            late.doubt(s.hosts[1], 1.)
+            late.start(trio.sleep, 1.)
+            assert s.hosts[0] in late.benched
+    simulate(main)
+
+
+def test_a_host_that_refuses_or_is_slow_is_chosen_less():
+    async def refuse(request): raise LahError('no')
+    async def idle(request): await trio.sleep(0.8)
+    async def main():
+        async with scene() as s:
+            for _ in range(3): await s.batch()
+            even = [sum(s.roster.choose(s.hosts) == peer for _ in range(900)) for peer in s.hosts]
+            assert min(even) > 200
+            s.behave = {s.hosts[0]: refuse, s.hosts[1]: idle}
+            for _ in range(4): await s.batch()
+            shares = [sum(s.roster.choose(s.hosts) == peer for _ in range(900)) for peer in s.hosts]
+            assert shares[0] < 30 and shares[1] < 200 and shares[2] > 700, shares
+            s.behave.clear()
+            for _ in range(20): await s.batch()
+            assert min(sum(s.roster.choose(s.hosts) == peer for _ in range(900)) for peer in s.hosts) > 150
+    simulate(main)

@@ -7,7 +7,7 @@ __all__ = ['HEDGE_AFTER', 'LOST_AFTER', 'Call', 'group_pairs', 'keep_pairs', 'st
            'Round', 'late_after', 'hedges_of', 'given_up', 'make_calls', 'gather_outputs', 'sum_gradients']
 
 # %% ../../nbs/mixture/07_dispatch.ipynb #00000003
-import math, random
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field as dataclass_field, replace
 from time import perf_counter
@@ -77,13 +77,13 @@ def keep_pairs(
 def stand_ins(
     call: Call,
     hosts_of: Callable[[str], Sequence[str]],  # uid -> ids of its living hosts
-    rng: random.Random,  # chooses where there are several
+    choose: Callable[[Sequence[str]], str],  # one of several
 ) -> list[Call]:
     "The same of other hosts of its experts, as far as there are any"
     chosen = []
     for uid in call.uids:
         others = [peer for peer in hosts_of(uid) if peer != call.peer_id]
-        chosen.append(rng.choice(others) if others else None)
+        chosen.append(choose(others) if others else None)
     hedges = []
     for peer in filter(None, dict.fromkeys(chosen)):
         theirs = torch.tensor([p == peer for p in chosen]).repeat_interleave(torch.tensor(call.counts))
@@ -275,6 +275,7 @@ async def _make_call(
         finally: nursery.cancel_scope.cancel()
     seconds = trio.current_time() - start
     if lost:
+        roster.failed(call.peer_id)
         trouble(ask, overtaken)
         return Outcome.lost(call, lost, seconds)
     roster.on_time(call.peer_id, seconds)
@@ -345,7 +346,9 @@ async def make_calls(
     await _Driver(network, roster, round, codec, trio.CancelScope(deadline=round.deadline)).run()
     lost = given_up(round, trio.current_time())
     for ask, outcome in zip(round.away, lost):
-        if not outcome.needless: roster.doubt(outcome.call.peer_id, outcome.seconds, ask.size)
+        if outcome.needless: continue
+        roster.failed(outcome.call.peer_id)
+        roster.doubt(outcome.call.peer_id, outcome.seconds, ask.size)
     return round.outcomes + lost
 
 # %% ../../nbs/mixture/07_dispatch.ipynb #00000010

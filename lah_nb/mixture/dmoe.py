@@ -248,7 +248,7 @@ def _plan(exchange: _Exchange, which: Tensor) -> list[Call]:
     for code in codes.tolist():
         uid, found = roster.route(layer.uid_prefix, layer.grid, exchange.row, code)
         uids.append(uid)
-        hosts.append(exchange.rng.choice(found) if len(found) > 1 else next(iter(found), None))
+        hosts.append(roster.choose(found) if found else None)
     exchange.chosen.update(uids)
     exchange.report.experts = len(exchange.chosen)
     return group_pairs(experts, layer.k, uids, hosts)
@@ -268,7 +268,7 @@ def _hedge(exchange: _Exchange, call: Call) -> list[Ask]:
     "What to ask of other hosts of a call's experts"
     roster = exchange.layer.swarm.roster
     hosts_of = lambda uid: [hosted.peer_id for hosted in roster.hosts_of(uid)]
-    return [_forward_ask(exchange, other) for other in stand_ins(call, hosts_of, exchange.rng)]
+    return [_forward_ask(exchange, other) for other in stand_ins(call, hosts_of, roster.choose)]
 
 # %% ../../nbs/mixture/09_dmoe.ipynb #0000000c
 def _answers_per_row(calls: Sequence[Call], batch: int, k: int) -> Tensor:  # (batch,) int64

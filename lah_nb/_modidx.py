@@ -586,6 +586,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
             'lah_nb.mixture.roster': { 'lah_nb.mixture.roster.Roster': ('mixture/roster.html#roster', 'lah_nb/mixture/roster.py'),
                                        'lah_nb.mixture.roster.Roster.__init__': ( 'mixture/roster.html#roster.__init__',
                                                                                   'lah_nb/mixture/roster.py'),
+                                       'lah_nb.mixture.roster.Roster._answers': ( 'mixture/roster.html#roster._answers',
+                                                                                  'lah_nb/mixture/roster.py'),
                                        'lah_nb.mixture.roster.Roster._changed': ( 'mixture/roster.html#roster._changed',
                                                                                   'lah_nb/mixture/roster.py'),
                                        'lah_nb.mixture.roster.Roster._doubt': ( 'mixture/roster.html#roster._doubt',

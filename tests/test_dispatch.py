@@ -99,3 +99,37 @@ def test_a_host_that_refuses_or_is_slow_is_chosen_less():
             for _ in range(20): await s.batch()
             assert min(sum(s.roster.choose(s.hosts) == peer for _ in range(900)) for peer in s.hosts) > 150
     simulate(main)
+
+
+def stall(behave, seconds=60.):
+    "What one host that behaves so costs a trainer: seconds beyond those of batches without it"
+    found = []
+    async def main():
+        async with scene(4) as s:
+            for _ in range(5): _, calm = await s.batch()
+            first = s.hosts[0]
+            if behave is None: s.roster.network.hub.peers[first].silent = True
+            else: s.behave[first] = behave
+            began, lost = trio.current_time(), 0.
+            while trio.current_time() - began < seconds:
+                _, took = await s.batch(*[peer for peer in s.hosts if peer not in s.roster.benched], enough=lambda outcomes: bool(outcomes))
+                lost += took - calm
+            s.behave.clear()
+            s.roster.network.hub.peers[first].silent = False
+            await trio.sleep(30)
+            assert first not in s.roster.benched  # it is well again, and has its place back
+            found.append(lost)
+    simulate(main)
+    return found[0]
+
+
+async def hang(request): await trio.sleep_forever()
+
+async def never_in_time(request): await trio.sleep(30)
+
+
+def test_half_dead_hosts_cost_no_more_than_silent_ones():
+    "Both answer pings at once"
+    silent = stall(None)
+    assert 0 < silent < 3
+    assert stall(hang) <= silent + 0.5 and stall(never_in_time) <= silent + 0.5

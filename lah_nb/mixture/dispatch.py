@@ -242,7 +242,7 @@ async def _suspect(roster: Roster, ask: Ask, trouble: Callable[[Ask, bool], None
     await trio.sleep(patience)
     trouble(ask, True)
     while roster.heard_since(peer_id, patience): await trio.sleep(patience / 4)
-    roster.bench(peer_id, f'no answer to {ask.method} for {patience:.2g} s')
+    roster.bench(peer_id, f'no answer to {ask.method} for {patience:.2g} s', ask)
 
 async def _leave_behind(roster: Roster, ask: Ask, start: float, scope: trio.CancelScope):
     "End a call that takes far longer than usual once its peer has answered one that began later"
@@ -270,7 +270,7 @@ async def _make_call(
             meta, tensors = await answer
             lost, overtaken = '', False
         except LahError as error:
-            _note_failure(roster, call, error, trio.current_time() - start)
+            _note_failure(roster, ask, error, trio.current_time() - start)
             lost, overtaken = error.text, False
         finally: nursery.cancel_scope.cancel()
     seconds = trio.current_time() - start
@@ -283,11 +283,11 @@ async def _make_call(
     if roster.audits is not None: roster.audits.look(ask, outcome, codec)
     return outcome
 
-def _note_failure(roster: Roster, call: Call, error: LahError, seconds: float):
+def _note_failure(roster: Roster, ask: Ask, error: LahError, seconds: float):
     "Bench a peer that fails, unless it said no, or but one of its answers is missing"
     if not isinstance(error, CallError) or isinstance(error, Refused): return
-    if isinstance(error, CallTimeout) and roster.heard_since(call.peer_id, seconds): return
-    roster.bench(call.peer_id, error.why)
+    if isinstance(error, CallTimeout) and roster.heard_since(ask.call.peer_id, seconds): return
+    roster.bench(ask.call.peer_id, error.why, ask)
 
 def _outcome(call: Call, meta: dict, tensor: Tensor, seconds: float) -> Outcome:
     "What a checked answer says"
@@ -348,7 +348,7 @@ async def make_calls(
     for ask, outcome in zip(round.away, lost):
         if outcome.needless: continue
         roster.failed(outcome.call.peer_id)
-        roster.doubt(outcome.call.peer_id, outcome.seconds, ask.size)
+        roster.doubt(outcome.call.peer_id, outcome.seconds, ask)
     return round.outcomes + lost
 
 # %% ../../nbs/mixture/07_dispatch.ipynb #00000010

@@ -20,7 +20,7 @@ from ..network.dht import DHT, read_addrs
 from ..errors import LahError
 from .experts import Schema
 from .gating import indices_of
-from ..network.calls import Network, Usual
+from ..network.calls import Network, Refused, Usual
 from ..network.host import SLOWEST_LINK
 from ..network.records import TOLD
 from ..network.spec import WireError
@@ -122,14 +122,19 @@ class Roster:
         try: yield
         finally: counts[0] -= 1
 
-    def bench(self, peer_id: str, why: str):
-        "Choose none of this peer's experts until it has shown that it is there"
+    def bench(
+        self,
+        peer_id: str,
+        why: str,
+        ask=None,  # the `Ask` that it did not answer, if it may be made again
+    ):
+        "Choose none of this peer's experts until it has shown that it is there, and answers"
         if peer_id in self.benched: return
         _log.info('peer %s is benched: %s', peer_id, why)
         self.benched[peer_id] = Benched(trio.current_time(), why)
         self._changed()
         self._late[peer_id] = self._late.get(peer_id, 0) + 1
-        self.start(self._probe, peer_id)
+        self.start(self._probe, peer_id, ask)
 
     def leave(self, peer_id: str, why: str):
         "Bench a peer for good: it was found to lie"
@@ -189,12 +194,12 @@ class Roster:
         self,
         peer_id: str,
         waited: float,  # seconds
-        size: int = 0,  # bytes of the call and its answer
+        ask=None,  # the `Ask`
     ):
         "A call was given up: bench its peer if it waited longer than usual, and if not, unless a ping comes back"
         if self.heard_since(peer_id, waited) or peer_id in self._doubted: return
-        longest = self.longest(peer_id, size)
-        if longest is not None and waited > longest: return self.bench(peer_id, 'late')
+        longest = self.longest(peer_id, ask.size if ask else 0)
+        if longest is not None and waited > longest: return self.bench(peer_id, 'late', ask)
         self._doubted.add(peer_id)
         self.start(self._doubt, peer_id, self.suspect_after(peer_id))
 
@@ -205,11 +210,17 @@ class Roster:
             if not self.heard_since(peer_id, trio.current_time() - began): self.bench(peer_id, 'late')
         self._doubted.discard(peer_id)
 
-    async def _probe(self, peer_id: str):
+    async def _answers(self, peer_id: str, ask):
+        "Raise `LahError` at a peer that is not there, or that leaves unanswered what it left unanswered before"
+        await self.network.call(peer_id, 'call.ping', {}, timeout=self.suspect_after(peer_id))
+        if ask is None or ask.method != 'call.forward': return
+        try: await self.network.call(peer_id, ask.method, ask.meta, ask.tensors, timeout=self.suspect_after(peer_id, ask.size), check=ask.check)
+        except Refused: _log.debug('peer %s refuses, so it is there', peer_id)
+
+    async def _probe(self, peer_id: str, ask):
         pause = min(0.25 * 2 ** self._late.get(peer_id, 1), LONGEST_PAUSE)
         while peer_id not in self.left:
-            timeout = self.suspect_after(peer_id)
-            try: await self.network.call(peer_id, 'call.ping', {}, timeout=timeout)
+            try: await self._answers(peer_id, ask)
             except LahError as error:
                 # an answer from before it was benched proves nothing
                 if self.heard_since(peer_id, trio.current_time() - self.benched[peer_id].since): break

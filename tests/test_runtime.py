@@ -230,3 +230,21 @@ def test_an_optimizer_step_has_few_rows_of_several_callers():
     _, log = simulate(scene, max_step_rows=16)
     assert sorted(map(sorted, (rows for _, kind, rows in log if kind == 'backward'))) in ([[6], [6, 6], [20]], [[6, 6], [6], [20]])
     assert [sum(rows) for _, kind, rows in log[1:] if kind == 'forward'] == [38]
+
+
+def test_callers_take_turns_and_one_that_is_greedy_starves_nobody():
+    "Not even within a line; and half of the queue is for others"
+    waited = {}
+    async def send(runtime, caller, n):
+        start = trio.current_time()
+        await runtime.submit('forward', [('e.0', rows(n), None, 0)], math.inf, caller=caller)
+        waited.setdefault(caller, []).append(trio.current_time() - start)
+    async def scene(runtime, callers, log):
+        for _ in range(50): callers.start_soon(send, runtime, 'greedy', 10)
+        await wait_all_tasks_blocked()
+        with pytest.raises(Overloaded, match='of yours'): await send(runtime, 'greedy', 30)
+        for _ in range(5):  # one after another
+            await send(runtime, 'modest', 2)
+    runtime, log = simulate(scene, max_batch_size=20, max_queued_rows=1000)
+    assert max(waited['modest']) <= 2 and max(waited['greedy']) >= 25
+    assert len(waited['greedy']) == 50 and not runtime.queued_rows and not runtime._waiting

@@ -128,7 +128,7 @@ class Server:
         if seed is not None: seed &= 2**31 - 1
         parts = [(uid, x, grad, seed, rate) for uid, x, grad in zip(request.meta['uids'], xs, grads)]
         spent = {}
-        return await self.runtime.submit(kind, parts, request.deadline, spent), spent
+        return await self.runtime.submit(kind, parts, request.deadline, spent, caller=request.peer_id), spent
 
 # %% ../../nbs/mixture/04_server.ipynb #00000009
 MAX_REMEMBERED = 64 << 20  # bytes of answers kept for backwards that are sent again

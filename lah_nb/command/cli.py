@@ -387,7 +387,7 @@ def _add_simulate(commands):
 def _simulate(args) -> dict:
     from lah_nb.simulation.scale import simulate
     told = simulate(args.peers, dead=args.dead, seed=args.seed)
-    for name, value in told.items(): say(f'{name:>14} {value:,}')
+    for name, value in told.items(): say(f'{name:>15} {value if isinstance(value, str) else format(value, ",")}')
     return told
 
 # %% ../../nbs/command/05_cli.ipynb #0000000d

@@ -289,13 +289,13 @@ async def successors(
     prefixes: Tensor,  # (n, level) int64
     size: int,  # of the next dimension
     *,
-    ahead: bool = False,  # all that may follow will be asked for next: fetch it in the same look-up
+    ahead: bool = False,  # all that may follow will be asked for next: have it fetched in the same look-up
     timeout: float | None = None,  # seconds; None: as long as answers take here
 ) -> Tensor:  # (n, size) bool
     "Who follows each prefix alive, asking the DHT for what the cache does not hold"
     names = [_name(prefix, indices) for indices in prefixes.tolist()]
-    next_ones = [f'{name}.{i}' for name in names for i in range(size)] if ahead else []
-    found = await self.dht.get([f'experts/{name}' for name in names + next_ones], timeout=timeout)
+    next_ones = [f'experts/{name}.{i}' for name in names for i in range(size)] if ahead else []
+    found = await self.dht.get([f'experts/{name}' for name in names], ahead=next_ones, timeout=timeout)
     for name in names: self._masks[name, size] = self.clock() + FRESH, self._mask(name, size, found[f'experts/{name}'])
     if not names: return torch.zeros(0, size, dtype=torch.bool)
     return torch.stack([self._masks[name, size][1] for name in names])

@@ -321,6 +321,7 @@ async def get(
     self: DHT,
     keys: Iterable[str],
     *,
+    ahead: Iterable[str] = (),  # keys that may be asked for next: they are looked up too, and not waited for
     max_age: float = 2 * REFETCH,  # seconds; 0 asks the swarm
     timeout: float | None = None,  # seconds; None: as long as answers take here
 ) -> dict[str, list[Record]]:
@@ -330,7 +331,7 @@ async def get(
         cached = self._cache.get(key)
         return cached is None or now - cached.fetched > max_age or not max_age
     stale, seconds = list(filter(is_stale, keys)), self.within() if timeout is None else timeout
-    if stale: await self._fetch(stale, seconds)
+    if stale: await self._fetch(stale, seconds, list(filter(is_stale, ahead)))
     living = self._living(keys)
     if not any(living.values()) and not self.uncertain.isdisjoint(keys):
         with trio.move_on_after(now + seconds - trio.current_time()):
@@ -361,28 +362,36 @@ class Unanswered(LahError):
 
 # %% ../../nbs/network/10_dht.ipynb #0000001f
 @patch
-async def _fetch(self: DHT, keys: list[str], timeout: float | None):
+async def _fetch(self: DHT, keys: list[str], timeout: float | None, ahead: Sequence[str] = ()):
     "Look keys up into the cache; who asks for a key that is being fetched waits for that"
-    waits = [self._fetching[key] for key in keys if key in self._fetching]
-    new = [key for key in keys if key not in self._fetching]
-    if new:
-        done = trio.Event()
-        self._fetching.update(dict.fromkeys(new, done))
-        try:
-            far = await self._fetch_news(new)
-            holders, found = await self.lookup(far, timeout=timeout) if far else ({}, {})
-            self._remember_holders(holders)
-            now = trio.current_time()
-            for key, records in found.items():
-                cached = self._cache.setdefault(key, _Cached(now, now, Records()))
-                self._reads.set()
-                cached.fetched = now if key not in self.uncertain else now - 2 * REFETCH + 1.  # ask again soon
-                for record, left in records: cached.records.put(record, left, now)
-        finally:
-            for key in new: del self._fetching[key]
-            done.set()
+    if self._nursery is None: raise LahError('the DHT of this peer is not running')
+    new = [key for key in dict.fromkeys([*keys, *ahead]) if key not in self._fetching]
+    self._fetching.update({key: trio.Event() for key in new})
+    waits = [self._fetching[key] for key in keys]
+    if ahead: self._nursery.start_soon(self._fetch_new, new, timeout)
+    elif new: await self._fetch_new(new, timeout)
     with trio.move_on_after(self.within() if timeout is None else timeout):
         for event in waits: await event.wait()
+
+@patch
+async def _fetch_new(self: DHT, keys: list[str], timeout: float | None):
+    def keep(key, records):
+        now = trio.current_time()
+        cached = self._cache.setdefault(key, _Cached(now, now, Records()))
+        self._reads.set()
+        cached.fetched = now
+        for record, left in records: cached.records.put(record, left, now)
+        self._fetching[key].set()
+    try:
+        far = await self._fetch_news(keys)
+        for key in set(keys).difference(far): self._fetching[key].set()
+        holders, found = await self.lookup(far, timeout=timeout, on_heard=keep) if far else ({}, {})
+        self._remember_holders(holders)
+        for key, records in found.items():
+            keep(key, records)
+            if key in self.uncertain: self._cache[key].fetched -= 2 * REFETCH - 1.  # ask again soon
+    finally:
+        for key in keys: self._fetching.pop(key).set()
 
 @patch
 async def _fetch_news(self: DHT, keys: list[str]) -> list[str]:

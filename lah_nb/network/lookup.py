@@ -8,7 +8,7 @@ __all__ = ['WIDTH', 'FAR', 'NEXT_AFTER', 'CALL_TIMEOUT', 'LONGEST_CALL', 'read_a
 # %% ../../nbs/network/09b_lookup.ipynb #00000003
 import logging, math
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import trio
 from fastcore.basics import patch
@@ -59,6 +59,7 @@ async def lookup(
     *,
     values: bool = True,  # fetch the records too
     timeout: float | None = None,  # seconds; what is known by then is returned. None: as long as answers take here
+    on_heard: Callable[[str, list], None] = lambda key, records: None,  # is told of each key as soon as it is known
 ) -> tuple[dict[str, list[str]], dict[str, list[tuple[Record, float]]]]:
     "(the holders, the records with seconds left) of each key; `uncertain` has those about which too few answered"
     if self._nursery is None: raise LahError('the DHT of this peer is not running')
@@ -70,20 +71,21 @@ async def lookup(
     now = trio.current_time()
     for key in looks:
         for record, left in self.records.get(key, now): merged.put(record, left, now)
-    def is_over(look): return look.done or values and look.heard
-    late, patience = deque(), self.patience  # (when an answer will be late, peer, keys)
+    unheard, late, patience = dict(looks), deque(), self.patience  # late: (when, peer, keys)
     with trio.move_on_after(self.within() if timeout is None else timeout):
         while True:
+            # what was heard once need not be asked for again, whoever is named later
+            for key in [key for key, look in unheard.items() if look.done or values and look.heard]:
+                if unheard.pop(key).complete: on_heard(key, merged.get(key, trio.current_time()))
             plan = {}
-            for key, look in looks.items():
-                if not is_over(look):
-                    for peer in look.wanted(): plan.setdefault(peer, []).append(key)
+            for key, look in unheard.items():
+                for peer in look.wanted(): plan.setdefault(peer, []).append(key)
             try:
                 for peer, wanted in plan.items(): self._nursery.start_soon(self._query, peer, wanted, values, tell)
             except (RuntimeError, AttributeError) as error:
                 raise LahError('the DHT of this peer has stopped') from error
             late.extend((trio.current_time() + patience, peer, wanted) for peer, wanted in plan.items())
-            if all(map(is_over, looks.values())): break
+            if not unheard: break
             await self._hear(told, late, looks, merged)
     # who never knew anybody knows all there is
     alone = not start and not self.contacts.seeds and not self.contacts.lost
@@ -102,8 +104,9 @@ def _digest(self: Finder, event, looks, merged):
             looks[key].failed(peer)
             continue
         near = [p for p in reply['near'][i] if p != self.peer_id and not self.contacts.is_shunned(p)]
-        looks[key].answered(peer, near)
-        for record, left in reply['found'][i] if reply['found'] else (): merged.put(record, left, trio.current_time())
+        found = reply['found'][i] if reply['found'] else ()
+        looks[key].answered(peer, near, {record.subkey for record, _ in found})
+        for record, left in found: merged.put(record, left, trio.current_time())
 
 # %% ../../nbs/network/09b_lookup.ipynb #0000000a
 @patch

@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import islice
+from itertools import chain, islice
 
 import base58, msgpack
 
@@ -199,6 +199,7 @@ class Lookup:
         self._point, self._far = point(key), {}  # peer -> its distance
         self.state = {}  # peer -> 'new', 'asked', 'answered', 'slow' or 'failed'
         self.named = {}  # source -> the peers it named, the nearest first
+        self.told = {}  # peer -> the subkeys that it knows under the key
         self._answered = []  # peers, the nearest first
         self._asked_for = {}  # peer that is asked -> the source whose share it takes
         self._name(None, peers)
@@ -238,10 +239,11 @@ class Lookup:
                 found.append(peer)
         return found
 
-    def answered(self, peer: str, closer: Iterable[str] = ()):
-        "`peer` answered, and named others"
+    def answered(self, peer: str, closer: Iterable[str] = (), subkeys: Iterable[str] = ()):
+        "`peer` answered, named others, and told what it keeps"
         if self.state[peer] != 'answered': insort(self._answered, peer, key=self._far.__getitem__)
         self.state[peer] = 'answered'
+        self.told[peer] = frozenset(subkeys)
         self._name(peer, closer)
 
     def slow(self, peer: str):
@@ -278,11 +280,19 @@ class Lookup:
         "Enough of the nearest have answered to hold what is known under the key"
         return self._satisfied(None) and self._most(self._satisfied)
 
+    def _agreed(self, source: str | None) -> bool:
+        "Have enough of the nearest told what they keep, and nothing that only one of them knows?"
+        told = [self.told[peer] for peer in self._view(source, 'failed') if self.told.get(peer)]
+        return len(told) >= ENOUGH and min(Counter(chain.from_iterable(told)).values()) > 1
+
     @property
     def heard(self) -> bool:
-        "Have the very nearest answered? Who only reads need not wait for the others"
-        def exhausted(source): return self._exhausted(source, 2 * ENOUGH - 1)
-        return self.complete and exhausted(None) and self._most(exhausted)
+        "Do the very nearest agree, or have all of them answered? Who only reads need not wait for the others"
+        def is_through(source): return self._agreed(source) or self._exhausted(source, 2 * ENOUGH - 1)
+        # who keeps something is near, and knows best who is nearer
+        holders = [peer for peer in self._voters if self.told.get(peer)]
+        holders_agree = 2 * sum(map(is_through, holders)) >= len(holders)
+        return self.complete and is_through(None) and self._most(is_through) and holders_agree
 
     @property
     def likely(self) -> list[str]:

@@ -214,7 +214,6 @@ def _merge(self: Replicas, expert: Expert, brought: dict[str, dict[str, Tensor]]
     if given and given.at >= began: return None
     self._given.pop(expert.uid, None)  # a mean that is still on its way here is of what is no more
     own, met, me = expert.state(), self._met[expert.uid], self.network.peer_id
-    self._given.pop(expert.uid, None)  # a mean that is on its way here is of what is no more
     states = {me: own, **brought}
     steps = [met.steps(peer, int(state['updates'])) for peer, state in states.items()]
     newest = max(int(state['updates']) for state in states.values()) + 1

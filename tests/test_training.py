@@ -44,7 +44,7 @@ def test_gradients_are_those_of_the_weights_a_batch_started_with(images):
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(6, 3), Layer(lambda n: time.sleep(0.001 * (n % 7))))
     start = copy.deepcopy(model[0].state_dict())
-    trainer = Trainer(model, torch.optim.SGD(model.parameters(), 0.5), in_flight=5, clip=float('inf'), schedule=constant, warmup=0, progress=False)
+    trainer = Trainer(model, torch.optim.SGD(model.parameters(), 0.5), in_flight=5, staleness=20, clip=float('inf'), schedule=constant, warmup=0, progress=False)
     history = trainer.fit(images, steps=60)
     assert history.staleness.max() > 1 and sorted(history.batch) == list(range(60))
     weights = [(start['weight'], start['bias'])]
@@ -58,7 +58,7 @@ def test_gradients_are_those_of_the_weights_a_batch_started_with(images):
 
 @pytest.mark.slow
 def test_staleness_stays_below_the_batches_in_flight_when_all_take_as_long(images):
-    history = Trainer(small(Layer(lambda n: time.sleep(0.005))), in_flight=4, progress=False).fit(images, steps=60)
+    history = Trainer(small(Layer(lambda n: time.sleep(0.005))), in_flight=4, staleness=4, progress=False).fit(images, steps=60)
     assert 1 < history.staleness.mean() < 4.5
 
 
@@ -294,7 +294,26 @@ def test_a_gradient_is_never_many_steps_old(images):
     history = trainer.fit(images, steps=400)
     assert sorted(history.batch) == list(range(400))
     assert history.staleness_samples.iloc[100:].mean() > 24 * 32  # tens of batches pass each one in flight ...
-    assert history.staleness.iloc[100:].mean() < 12 and 30 < trainer.updates < 120  # ... and few steps
+    assert history.staleness.iloc[100:].mean() < 4 and 8 < trainer.updates < 60  # ... and few steps
+
+
+def test_a_step_can_wait_for_most_of_what_is_in_flight(images):
+    def act(n):
+        time.sleep(0.002 * (n % 5))
+        if n % 11 == 0: raise LahError('nobody answered')
+    trainer = Trainer(small(Layer(act)), in_flight=8, staleness=0, progress=False)
+    trainer.fit(images, steps=60)
+    trainer.start(images, steps=60)
+    while trainer.step < 90: time.sleep(0.005)
+    trainer.pause()
+    deadline = time.monotonic() + 10
+    while trainer.flying and time.monotonic() < deadline: time.sleep(0.01)
+    assert not trainer.flying
+    trainer.resume()
+    assert trainer.wait(20) and trainer.error is None
+    history = trainer.history
+    assert sorted(history.batch) == list(range(120)) and len(trainer.failures) >= 10
+    assert history.staleness.mean() < 0.6 and trainer.updates <= 120 / 6 + 12  # a step for six, and some for fewer where nobody was left to wait for
 
 
 def test_gradients_that_wait_when_a_fit_ends_become_a_step(images):

@@ -18,7 +18,7 @@ from .models import (
     perplexity as perplexity,
 )
 from .flight import in_flight as in_flight, Pace as Pace
-from .optim import adamw as adamw, constant as constant, cosine as cosine
+from .optim import Muon as Muon, constant as constant, cosine as cosine, muon as muon, orthogonal as orthogonal
 from .fitting import (
     Conductor as Conductor,
     History as History,

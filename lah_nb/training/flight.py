@@ -51,12 +51,13 @@ def in_flight(
 
 # %% ../../nbs/training/03_flight.ipynb #0000000b
 _PAYS, _COSTS = 1.1, 0.93  # throughput that is worth more batches; throughput that is not worth fewer
+_PAYS_STEPS, _COSTS_STEPS = 1.2, 0.85  # the same where each step waits for all of them
 _BREAKS, _RUSH = 0.6, 1.4  # throughput that means other weather; throughput for which to double again
 _SECONDS, _BATCHES = 1., 64  # for which a throughput is measured, at least,
 _SLOW, _FEW = 5., 24  # or where batches are slow
 _ROUND = 8  # batches in a round of the rush, at least
 _BESIDE = 6  # times as long as it computes that a busy peer is at a batch, what it does beside that included, about
-_AT_FIRST, _MOST = 4, 256  # batches in flight
+_AT_FIRST, _MOST = 4, 256  # batches in flight; where each step waits, one at first
 _LONGEST_CALM = 8  # measurements between two trials of fewer
 
 class Pace:
@@ -66,9 +67,11 @@ class Pace:
         n: int = _AT_FIRST,  # batches in flight to begin with
         *,
         most: int = _MOST,
+        steps: bool = False,  # each step waits for all batches in flight, so that fewer are worth some throughput
     ):
-        self.most = most
-        self._look_from(n)
+        self.most, self._least = most, 1 if steps else _AT_FIRST
+        self._pays, self._costs = (_PAYS_STEPS, _COSTS_STEPS) if steps else (_PAYS, _COSTS)
+        self._look_from(self._least if steps else n)
 
     def __repr__(self): return f'Pace({self.n} in flight, {"rushing" if self._rushing else "cruising"})'
 
@@ -77,7 +80,7 @@ class Pace:
         self._look_from(self.n // 2)
 
     def _look_from(self, n: int):
-        self.n = min(self.most, max(n, _AT_FIRST))
+        self.n = min(self.most, max(n, self._least))
         self._rushing, self._reached = True, self.n
         self._filling = math.inf  # the least of what batches said
         self._best, self._best_at, self._unpaid = 0., self.n, 0
@@ -112,7 +115,7 @@ def home(
 @patch
 def bound(self: Pace, most: int):
     "Never more than so many, but for a few"
-    self.most = min(max(most, _AT_FIRST), _MOST)
+    self.most = min(max(most, self._least), _MOST)
     self.n = min(self.n, self.most)
 
 @patch
@@ -149,7 +152,7 @@ def _cruise(self: Pace, rate: float):
 @patch
 def _judge(self: Pace, rate: float):
     "Does the trial go on from here, or was it one too far?"
-    if rate >= self._rate * (_PAYS if self._trial == 'more' else _COSTS):
+    if rate >= self._rate * (self._pays if self._trial == 'more' else self._costs):
         if self._trial == 'more': self._rate = rate
         else: self._calm_for = 2
         self._base = self.n

@@ -29,7 +29,8 @@ class Recipe:
     route: str = 'row'  # 'token' for text, so that no position sees the future
     batch_size: int = 32
     in_flight: int | str = 'auto'
-    lr: float = 1e-3  # of the trunk
+    lr: float = 2e-3  # of the trunk
+    staleness: int = 2  # see `Trainer`
     expert_lr: float = 1e-3  # of the experts: `lah-nb peer --lr`
     schedule: Callable[[float], float] = cosine(0.05, 0.05)
     tests: tuple = ()  # (name, value) arguments for `evaluate`
@@ -52,17 +53,17 @@ class Recipe:
 
     def trainer(self, model: nn.Module, **options) -> Trainer:
         "A trainer with this recipe's settings, or others as told"
-        own = {name: getattr(self, name) for name in ('batch_size', 'in_flight', 'lr', 'schedule')}
+        own = {name: getattr(self, name) for name in ('batch_size', 'in_flight', 'lr', 'staleness', 'schedule')}
         return Trainer(model, **own | options)
 
 _text = dict(
     prefix='lm', grid=(4, 4), layers=2, k=2, route='token',
-    batch_size=16, in_flight=1, lr=4e-3, schedule=cosine(),
+    batch_size=16, lr=8e-3, staleness=0, schedule=cosine(),
     tests=(('batch_size', 24), ('length', 96), ('context', 32)))
 
 RECIPES = {
     'digits': Recipe(load_digits),
-    'mnist': Recipe(load_mnist, batch_size=128, lr=2e-3, expert_lr=5e-4),
+    'mnist': Recipe(load_mnist, batch_size=128, expert_lr=5e-4),
     'text': Recipe(load_text, **_text),
     'wikitext2': Recipe(load_wikitext2, **_text),
 }

@@ -19,7 +19,8 @@ FLOORS = {
     'training': 'Data, models, and the trainer with several batches in flight',
     'simulation': 'The same code with thousands of peers, in virtual time',
     'views': 'Live views, panels and still pictures',
-    'command': 'The `lah-nb` command, and what an operator needs'}
+    'command': 'The `lah-nb` command, and what an operator needs',
+    'experiments': 'A question, a measurement, an answer'}
 
 
 def code_of(source):

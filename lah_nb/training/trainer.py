@@ -199,7 +199,7 @@ def _train_batch(self: Trainer, data, i: int, slot: int, over: threading.Event):
 # %% ../../nbs/training/06_trainer.ipynb #00000032
 QUORUM = 0.75  # of the batches that began together, for which a step waits where no gradient may be old
 
-GENERATIONS = 10  # of batches in flight, after one another, that a fit has at least; 100 where no gradient may be old
+GENERATIONS = 10  # of batches in flight, after one another, that a fit has at least
 
 @patch
 def _expected(self: Trainer) -> float:
@@ -220,10 +220,8 @@ def _filling(layers: list) -> float:
 @patch
 def _keep_pace(self: Trainer, layers: list):
     "A batch has come home: how many are in flight from now on?"
-    if self.staleness == 0: most = self._expected() / (10 * GENERATIONS)
     # one that ends by the clock has its generations however many are in flight
-    else: most = (self.plan.last - self.plan.first) / GENERATIONS if self.plan and self.plan.last is not None else math.inf
-    if most < math.inf: self.pace.bound(int(most))
+    if self.plan and self.plan.last is not None: self.pace.bound((self.plan.last - self.plan.first) // GENERATIONS)
     self.pace.home(time.perf_counter(), _filling(layers))
 
 @patch(as_prop=True)

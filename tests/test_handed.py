@@ -72,7 +72,7 @@ class Endless(IterableDataset):
 def test_a_trainer_takes_data_as_it_is(kind):
     x = torch.randn(64, 3)
     data = kind(x, (x[:, 0] > 0).long())
-    t = trainer(lr=0.1)
+    t = trainer(lr=0.3)
     t.fit(data, epochs=5)
     assert t.step == 40
     held = data if not isinstance(data, list) else TensorDataset(x, (x[:, 0] > 0).long())  # a list is a list of batches

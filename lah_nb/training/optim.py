@@ -17,7 +17,7 @@ def orthogonal(
     matrix: Tensor,  # (a, b)
     steps: int = 5,
 ) -> Tensor:  # the same shape
-    "Near to the orthogonal matrix that is nearest: singular values between about 0.7 and 1.2 (five Newton-Schulz steps)"
+    "Near to the orthogonal matrix that is nearest: singular values of about 0.5 to 1.3, by Newton-Schulz steps"
     x = matrix.T if matrix.shape[0] > matrix.shape[1] else matrix
     x = x / x.norm().clamp(min=1e-7)
     for _ in range(steps):

@@ -91,6 +91,7 @@ class Trainer:
         progress: bool = True,  # show a bar
     ):
         if batch_size < 1: raise TrainingError(f'a batch has 1 row or more, not {batch_size}', see='options')
+        if staleness < 0: raise TrainingError(f'staleness is 0 or more steps, not {staleness}', see='options')
         self.model, self.optimizer = model, optimizer or muon(model, lr)
         self.staleness = staleness
         self.batch_size, self.in_flight = batch_size, in_flight

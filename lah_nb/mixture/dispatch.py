@@ -222,7 +222,8 @@ def hedges_of(
     if ask not in round.unhedged: return []
     round.unhedged.remove(ask)
     hedges = round.hedge(ask.call)
-    if not hedges and missing and round.far:
+    begun = sum((other.call.peer_id, other.call.uids) == (ask.call.peer_id, ask.call.uids) for other in round.begun)
+    if not hedges and missing and round.far and begun <= AGAIN:
         hedges = [replace(ask, call=replace(ask.call, hedge=True))]  # the same again
         round.unhedged += hedges  # which may be lost as well
     round.begun += hedges

@@ -9,7 +9,8 @@ from memory import simulate, start
 from lah_nb.mixture import register_expert
 from lah_nb.mixture.audit import Audits
 from lah_nb.mixture.copies import Copies
-from lah_nb.mixture.dispatch import Ask, gather_outputs, group_pairs, make_calls, sum_gradients
+from lah_nb.mixture.dispatch import Ask, gather_outputs, group_pairs, sum_gradients
+from lah_nb.mixture.rounds import make_calls
 from lah_nb.mixture.experts import Expert
 from lah_nb.mixture.roster import Roster
 from lah_nb.mixture.server import Server

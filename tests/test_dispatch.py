@@ -6,7 +6,8 @@ import torch, trio
 from memory import simulate, start
 
 from lah_nb.errors import LahError
-from lah_nb.mixture.dispatch import Ask, Call, make_calls
+from lah_nb.mixture.dispatch import Ask, Call
+from lah_nb.mixture.rounds import make_calls
 from lah_nb.mixture.roster import Roster
 from lah_nb.network import MemoryHub
 from lah_nb.network.spec import Spec
@@ -134,3 +135,31 @@ def test_half_dead_hosts_cost_no_more_than_silent_ones():
     silent = stall(None)
     assert 0 < silent < 3
     assert stall(hang) <= silent + 0.5 and stall(never_in_time) <= silent + 0.5
+
+
+def test_who_is_in_a_hurry_makes_calls_twice_where_that_is_quicker():
+    rng = random.Random(1)
+    async def moody(request):
+        await trio.sleep(3. if rng.random() < 0.25 else 0.05)
+    async def train(s, rounds):
+        seconds = []
+        for _ in range(rounds):
+            outcomes, took = await s.batch(timeout=20., hurry=True)
+            assert {o.call.peer_id for o in outcomes if o.tensor is not None} == set(s.hosts)
+            seconds.append(took)
+        return sum(seconds) / rounds
+    async def main():
+        async with scene() as s:
+            assert abs(await train(s, 100) - 2 * LATENCY) < 1e-6
+            assert not s.roster.doubling.usual and len(s.asked) < 2 * 300  # always as quick: tried now and then
+            s.behave = dict.fromkeys(s.hosts, moody)
+            before = await train(s, 24)
+            await train(s, 150)
+            assert s.roster.doubling.usual
+            s.asked.clear()
+            after = await train(s, 100)
+            assert after < 0.8 * before and len(s.asked) > 1.7 * 300, (before, after, s.roster.doubling)
+            s.asked.clear()
+            for _ in range(20): await s.batch(timeout=20.)  # nobody is in a hurry
+            assert len(s.asked) < 2 * 60
+    simulate(main)

@@ -36,6 +36,7 @@ from .gating import (
 from .server import claim as claim, Server as Server
 from .copies import Copies as Copies
 from .replicas import Replicas as Replicas
+from .doubling import Doubling as Doubling
 from .roster import Roster as Roster
 from .adoption import Adoption as Adoption, keep_alive as keep_alive
 from .trace import recorder as recorder, recording as recording, Span as Span, span as span
@@ -45,12 +46,11 @@ from .dispatch import (
     gather_outputs as gather_outputs,
     group_pairs as group_pairs,
     keep_pairs as keep_pairs,
-    make_calls as make_calls,
     Outcome as Outcome,
-    Round as Round,
     stand_ins as stand_ins,
     sum_gradients as sum_gradients,
 )
+from .rounds import make_calls as make_calls, Round as Round
 from .audit import Audits as Audits, Standing as Standing
 from .stats import Dispatch as Dispatch, Stats as Stats
 from .dmoe import DMoE as DMoE, Timeout as Timeout, TooFewExperts as TooFewExperts

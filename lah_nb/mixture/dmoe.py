@@ -16,9 +16,10 @@ from fastcore.basics import patch
 from torch import Tensor, nn
 
 from ..errors import LahError
-from .dispatch import Ask, Call, Outcome, gather_outputs, group_pairs, keep_pairs, make_calls, stand_ins, sum_gradients
+from .dispatch import Ask, Call, Outcome, gather_outputs, group_pairs, keep_pairs, stand_ins, sum_gradients
 from .gating import Balance, Gate, mix, mix_gradient, mixing_weights, score_of, search, search_path
 from .roster import looks_ahead
+from .rounds import make_calls
 from .rows import Memory, as_if_alone, check_rows, check_scores, in_backward, in_checkpoint, linear_dtype, rows_at_once
 from .stats import Dispatch, Stats
 from .trace import recorder, span
@@ -71,6 +72,7 @@ class DMoE(nn.Module):
         self.balance = Balance(grid, rate=0.02 if balance is True else float(balance)) if balance else None
         self.stats = Stats()
         self.expert_rate = 1.  # of the experts' learning rate; what a trainer's schedule says
+        self.hurry = False  # make calls twice at once where that is quicker: for who has to wait for each batch
         self.loss_scale = None  # of mixed precision: a `GradScaler`'s `get_scale`, so that experts get gradients as they are
         self.report = None  # the `Dispatch` that began last in this copy of the layer
         self._memory = Memory()
@@ -262,7 +264,8 @@ def _dtype_of(exchange: _Exchange, call: Call) -> torch.dtype:
 def _forward_ask(exchange: _Exchange, call: Call) -> Ask:
     rows = exchange.rows[call.rows].to(_dtype_of(exchange, call))
     answer = Spec(DTYPE_NAMES[rows.dtype], (len(call.pairs), *exchange.row))
-    return Ask(call, 'call.forward', call.meta(exchange.seed), [rows, call.index], answer)
+    id = exchange.rng.randbytes(16) if exchange.layer.hurry else b''  # its host computes it once, however often it comes
+    return Ask(call, 'call.forward', call.meta(exchange.seed, id), [rows, call.index], answer)
 
 def _hedge(exchange: _Exchange, call: Call) -> list[Ask]:
     "What to ask of other hosts of a call's experts"
@@ -308,7 +311,7 @@ def _call_all(
 ) -> list[Outcome]:
     "Make the calls in the trio thread"
     layer, swarm = exchange.layer, exchange.layer.swarm
-    policy = dict(timeout=timeout, grace=layer.timeout.after_k_min, enough=enough, hedge=hedge, codec=layer.compression)
+    policy = dict(timeout=timeout, grace=layer.timeout.after_k_min, enough=enough, hedge=hedge, codec=layer.compression, hurry=layer.hurry)
     outcomes = swarm.portal.run(lambda: make_calls(swarm.network, swarm.roster, asks, **policy))
     kind = asks[0].method.removeprefix('call.') if asks else 'forward'
     answered = [outcome for outcome in outcomes if outcome.tensor is not None]
@@ -324,8 +327,8 @@ def _count(
     "Take down what became of the calls"
     answered = {uid for outcome in outcomes for uid, ok in zip(outcome.call.uids, outcome.ok) if ok}
     failed = {uid: why for outcome in outcomes for uid, why in outcome.why.items() if uid not in answered}
-    # one that was made again and brought nothing either is still one
-    lost = len({(o.call.peer_id, *o.call.uids) for o in outcomes if o.tensor is None and not o.needless})
+    # one that was made again is one, and not lost if any of its answers came
+    lost = len({o.call.whom for o in outcomes if o.tensor is None and not o.needless} - {o.call.whom for o in outcomes if o.tensor is not None})
     hedged = sum(outcome.call.hedge for outcome in outcomes)
     report = exchange.report
     report.calls += len(outcomes)

@@ -9,7 +9,7 @@ __all__ = ['MAX_CALLED', 'MAX_PAIRS', 'MAX_REMEMBERED', 'check_call', 'Server', 
 # %% ../../nbs/mixture/04_server.ipynb #00000003
 import logging, os, random, tempfile
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import psutil, torch, trio
@@ -93,8 +93,8 @@ class Server:
         self.before_serving = self.before_leaving = trio.lowlevel.checkpoint  # awaited; the second must end by itself
         self.hands_over = True  # when it leaves; False: nobody is to take over anything, for all leave at once
         self.tasks = []  # async functions that run while it serves
-        self._done = OrderedDict()  # (peer id, call's id) -> the answer to a backward that was applied
-        self._working = {}  # (peer id, call's id) -> what is set when it is
+        self._done = OrderedDict()  # (peer id, method, call's id) -> the answer to a call that may come again
+        self._working = {}  # the same -> what is set when it is there
         network.serve('call.forward', self._forward, self._checker(backward=False))
         network.serve('call.backward', self._backward, self._checker(backward=True))
         network.serve('call.status', self._status)
@@ -103,6 +103,9 @@ class Server:
         return lambda caller, meta, specs: check_call(meta, specs, self.experts, backward) and None
 
     async def _forward(self, request: Request):
+        return await self._once(request, self._compute) if request.meta['id'] else await self._compute(request)
+
+    async def _compute(self, request: Request):
         x, index = request.tensors
         results, spent = await self._submit('forward', request, [x])
         shape = self.experts[request.meta['uids'][0]].schema.output(x.shape[1:])
@@ -110,11 +113,19 @@ class Server:
         outputs = [r if isinstance(r, Tensor) else x.new_zeros(n, *shape) for r, n in zip(results, counts)]
         return self._answer(request, results, spent), [torch.cat(outputs)]
 
-    async def _backward(self, request: Request):
-        key = request.peer_id, request.meta['id']
-        if event := self._working.get(key): await event.wait()
-        if key not in self._done: await self._apply(key, request)
-        return self._done[key]
+    async def _backward(self, request: Request): return await self._once(request, self._apply)
+
+    async def _once(self, request: Request, work: Callable):
+        "The answer to a call that may come again: `work` is done once"
+        key = request.peer_id, request.method, request.meta['id']
+        if (event := self._working.get(key)) is not None: await event.wait()
+        if key in self._done: return self._done[key]
+        self._working[key] = trio.Event()
+        try:
+            self._done[key] = await work(request)
+            self._forget()
+            return self._done[key]
+        finally: self._working.pop(key).set()
 
     async def _submit(self, kind, request, tensors, scale=None):
         index, counts = request.tensors[1].long(), request.meta['counts']
@@ -131,7 +142,7 @@ class Server:
         return await self.runtime.submit(kind, parts, request.deadline, spent, caller=request.peer_id), spent
 
 # %% ../../nbs/mixture/04_server.ipynb #00000009
-MAX_REMEMBERED = 64 << 20  # bytes of answers kept for backwards that are sent again
+MAX_REMEMBERED = 64 << 20  # bytes of answers kept for calls that are sent again
 
 @patch
 def _answer(self: Server, request, results, spent) -> dict:
@@ -144,17 +155,13 @@ def _answer(self: Server, request, results, spent) -> dict:
     return {'ok': ok, 'spent': took, 'why': why, 'updates': spent.get('updates', [0] * len(ok))}
 
 @patch
-async def _apply(self: Server, key, request):
-    self._working[key] = trio.Event()
-    try:
-        x, index, grad, scale = request.tensors
-        results, spent = await self._submit('backward', request, [x, grad], scale)
-        total = torch.zeros_like(x)
-        for result, at in zip(results, index.long().split(request.meta['counts'])):
-            if isinstance(result, Tensor): total.index_add_(0, at, result)
-        self._done[key] = self._answer(request, results, spent), [total]
-        self._forget()
-    finally: self._working.pop(key).set()
+async def _apply(self: Server, request: Request):
+    x, index, grad, scale = request.tensors
+    results, spent = await self._submit('backward', request, [x, grad], scale)
+    total = torch.zeros_like(x)
+    for result, at in zip(results, index.long().split(request.meta['counts'])):
+        if isinstance(result, Tensor): total.index_add_(0, at, result)
+    return self._answer(request, results, spent), [total]
 
 @patch
 def _forget(self: Server):

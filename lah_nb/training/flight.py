@@ -54,10 +54,10 @@ _PAYS, _COSTS = 1.1, 0.93  # throughput that is worth more batches; throughput t
 _PAYS_STEPS, _COSTS_STEPS = 1.2, 0.85  # the same where each step waits for all of them
 _BREAKS, _RUSH = 0.6, 1.4  # throughput that means other weather; throughput for which to double again
 _SECONDS, _BATCHES = 1., 64  # for which a throughput is measured, at least,
-_SLOW, _FEW = 5., 24  # or where batches are slow
+_SLOW, _FEW, _STEPS = 5., 24, 5  # or where batches are slow; and where each step waits for all, so many steps
 _ROUND = 8  # batches in a round of the rush, at least
 _BESIDE = 6  # times as long as it computes that a busy peer is at a batch, what it does beside that included, about
-_AT_FIRST, _MOST = 4, 256  # batches in flight; where each step waits, one at first
+_AT_FIRST, _MOST = 4, 256  # batches in flight
 _LONGEST_CALM = 8  # measurements between two trials of fewer
 
 class Pace:
@@ -69,9 +69,9 @@ class Pace:
         most: int = _MOST,
         steps: bool = False,  # each step waits for all batches in flight, so that fewer are worth some throughput
     ):
-        self.most, self._least = most, 1 if steps else _AT_FIRST
+        self.most, self.steps, self._least = most, steps, 1 if steps else _AT_FIRST
         self._pays, self._costs = (_PAYS_STEPS, _COSTS_STEPS) if steps else (_PAYS, _COSTS)
-        self._look_from(self._least if steps else n)
+        self._look_from(n)
 
     def __repr__(self): return f'Pace({self.n} in flight, {"rushing" if self._rushing else "cruising"})'
 
@@ -90,7 +90,7 @@ class Pace:
 
     def resume(self, skip: int = 0):
         "Measure from now on, but for the next `skip` batches"
-        self._skip, self._count, self._since = skip, 0, None
+        self._skip, self._count, self._since, self._stepped = skip, 0, None, 0
 
 # %% ../../nbs/training/03_flight.ipynb #0000000c
 @patch
@@ -98,19 +98,26 @@ def home(
     self: Pace,
     now: float,  # seconds
     filling: float = 0.,  # batches like this one that keep the busiest peer at work; 0: not known
+    *, stepped: bool = False,  # is the trunk about to step? Where each step waits for all, batches come in bursts, and only from step to step can they be measured
 ):
     "A batch has come home"
     self._filling = min(self._filling, filling)
+    whole = stepped or not self.steps
     if self._since is None:
-        if self._skip == 0: self._since = now
+        if self._skip <= 0 and whole: self._since = now
         self._skip -= 1
         return
     self._count += 1
-    if self._rushing: return self._rush(now)
-    seconds = now - self._since
+    self._stepped += stepped
+    if self._rushing: return self._rush(now, whole)
+    if whole: self._look(now - self._since)
+
+@patch
+def _look(self: Pace, seconds: float):
+    "Has it been measured for long enough?"
+    slow = self._count >= _FEW and seconds >= _SLOW and (not self.steps or self._stepped >= _STEPS)
     if self._count >= 8 and seconds >= _SECONDS and self._count < seconds * self._rate / 2: self.restart()
-    elif self._count >= _BATCHES and seconds >= _SECONDS or self._count >= _FEW and seconds >= _SLOW:
-        self._cruise(self._count / seconds)
+    elif self._count >= _BATCHES and seconds >= _SECONDS or slow: self._cruise(self._count / seconds)
 
 @patch
 def bound(self: Pace, most: int):
@@ -119,15 +126,15 @@ def bound(self: Pace, most: int):
     self.n = min(self.n, self.most)
 
 @patch
-def _rush(self: Pace, now: float):
+def _rush(self: Pace, now: float, whole: bool):
     "One more for each that comes home; at the end of a round: has it paid?"
     if not self._unpaid: self.n = min(self.most, self.n + 1, 2 * self._reached)
-    if self._count < max(self._reached, _ROUND): return
+    if self._count < max(self._reached, _ROUND) or not whole: return
     rate = self._count / max(now - self._since, 1e-9)
     if rate > _RUSH * self._best: self._best, self._best_at, self._unpaid = rate, self._reached, 0
     else: self._unpaid += 1
     if self._unpaid < 2 and self._reached < self.most:
-        leap = min(self.most, int(self._filling / _BESIDE))
+        leap = 0 if self.steps else min(self.most, int(self._filling / _BESIDE))
         skip, self._filling = 0, 0.
         if leap > 2 * self.n: skip, self.n = self.n, leap
         self._reached = self.n

@@ -170,7 +170,9 @@ def _train_batch(self: Trainer, data, i: int, slot: int, over: threading.Event):
         began = dict(batches=self.step, updates=self.updates, samples=self.samples)
         replica, rate = self.replica(slot), self._rate()
     layers = _remote(replica)
-    for layer in layers: layer.expert_rate = max(rate, 1e-6)
+    in_step = self.staleness == 0
+    if in_step: rate /= math.sqrt(self.group)  # its steps together go as far as the trunk's one step for them
+    for layer in layers: layer.expert_rate, layer.hurry = max(rate, 1e-6), in_step
     clock = [time.perf_counter()]
     with span('data'): x, y = data.batch(i, self.batch_size, seed=self.seed)
     clock.append(time.perf_counter())
@@ -223,7 +225,7 @@ def _keep_pace(self: Trainer, layers: list):
     "A batch has come home: how many are in flight from now on?"
     # one that ends by the clock has its generations however many are in flight
     if self.plan and self.plan.last is not None: self.pace.bound((self.plan.last - self.plan.first) // GENERATIONS)
-    self.pace.home(time.perf_counter(), _filling(layers))
+    self.pace.home(time.perf_counter(), _filling(layers), stepped=self._pending >= self.group)
 
 @patch(as_prop=True)
 def group(self: Trainer) -> int:

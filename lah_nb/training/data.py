@@ -257,6 +257,11 @@ class TextData:
         "The words of token numbers"
         return ' '.join(self.vocab[t] for t in tokens)
 
+    def encode(self, text: str) -> torch.Tensor:  # (words,) int64
+        "The token numbers of words with spaces between them; one that is not in the vocabulary is `<unk>`"
+        index = {token: i for i, token in enumerate(self.vocab)}
+        return torch.tensor([index.get(word, index[UNK]) for word in text.split()], dtype=torch.int64)
+
 # %% ../../nbs/training/01_data.ipynb #00000025
 def text_data(
     train: list[str], valid: list[str], test: list[str],  # tokens

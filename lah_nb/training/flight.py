@@ -51,8 +51,8 @@ def in_flight(
 
 # %% ../../nbs/training/03_flight.ipynb #0000000b
 _PAYS, _COSTS = 1.1, 0.93  # throughput that is worth more batches; throughput that is not worth fewer
-_PAYS_STEPS, _COSTS_STEPS = 1.2, 0.85  # the same where each step waits for all of them
-_BREAKS, _RUSH = 0.6, 1.4  # throughput that means other weather; throughput for which to double again
+_PAYS_STEPS, _COSTS_STEPS, _NOISE = 1.03, 0.97, 16  # the same of progress, where each step waits for all; batches, see `_worth`
+_BREAKS, _RUSH, _RUSH_STEPS = 0.6, 1.4, 1.1  # throughput that means other weather; throughput, or progress, for which to double again
 _SECONDS, _BATCHES = 1., 64  # for which a throughput is measured, at least,
 _SLOW, _FEW, _STEPS = 5., 24, 5  # or where batches are slow; and where each step waits for all, so many steps
 _ROUND = 8  # batches in a round of the rush, at least
@@ -67,10 +67,10 @@ class Pace:
         n: int = _AT_FIRST,  # batches in flight to begin with
         *,
         most: int = _MOST,
-        steps: bool = False,  # each step waits for all batches in flight, so that fewer are worth some throughput
+        steps: bool = False,  # each step waits for all batches in flight, so that fewer mean more steps
     ):
         self.most, self.steps, self._least = most, steps, 1 if steps else _AT_FIRST
-        self._pays, self._costs = (_PAYS_STEPS, _COSTS_STEPS) if steps else (_PAYS, _COSTS)
+        self._pays, self._costs, self._again = (_PAYS_STEPS, _COSTS_STEPS, _RUSH_STEPS) if steps else (_PAYS, _COSTS, _RUSH)
         self._look_from(n)
 
     def __repr__(self): return f'Pace({self.n} in flight, {"rushing" if self._rushing else "cruising"})'
@@ -120,6 +120,15 @@ def _look(self: Pace, seconds: float):
     elif self._count >= _BATCHES and seconds >= _SECONDS or slow: self._cruise(self._count / seconds)
 
 @patch
+def _worth(
+    self: Pace,
+    rate: float,  # batches a second
+    n: int,  # in flight
+) -> float:
+    "The throughput; or what steps a second bring, where each is for all in flight: a step goes n / (n + noise) as far as one for any number could (McCandlish et al. 2018)"
+    return rate / (n + _NOISE) if self.steps else rate
+
+@patch
 def bound(self: Pace, most: int):
     "Never more than so many, but for a few"
     self.most = min(max(most, self._least), _MOST)
@@ -131,7 +140,7 @@ def _rush(self: Pace, now: float, whole: bool):
     if not self._unpaid: self.n = min(self.most, self.n + 1, 2 * self._reached)
     if self._count < max(self._reached, _ROUND) or not whole: return
     rate = self._count / max(now - self._since, 1e-9)
-    if rate > _RUSH * self._best: self._best, self._best_at, self._unpaid = rate, self._reached, 0
+    if self._worth(rate, self._reached) > self._again * self._worth(self._best, self._best_at): self._best, self._best_at, self._unpaid = rate, self._reached, 0
     else: self._unpaid += 1
     if self._unpaid < 2 and self._reached < self.most:
         leap = 0 if self.steps else min(self.most, int(self._filling / _BESIDE))
@@ -159,7 +168,8 @@ def _cruise(self: Pace, rate: float):
 @patch
 def _judge(self: Pace, rate: float):
     "Does the trial go on from here, or was it one too far?"
-    if rate >= self._rate * (self._pays if self._trial == 'more' else self._costs):
+    least = self._pays if self._trial == 'more' else self._costs
+    if self._worth(rate, self.n) >= self._worth(self._rate, self._base) * least:
         if self._trial == 'more': self._rate = rate
         else: self._calm_for = 2
         self._base = self.n

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Sequence
 
 import torch
 import torch.nn.functional as F
+from fastcore.basics import patch
 from torch import nn
 
 # %% ../../nbs/training/02_models.ipynb #00000006
@@ -172,3 +173,29 @@ def perplexity(
             total, n = total + model.loss(x, y).item() * count, n + count
     model.train(training)
     return math.exp(total / n)
+
+# %% ../../nbs/training/02_models.ipynb #0000001e
+@patch
+def generate(
+    self: CausalTransformer,
+    x: torch.Tensor,  # (time,) int64: how the text begins
+    n: int,  # words to add
+    *,
+    top: int = 40,  # draw from so many of the likeliest words; 1: always the likeliest
+    reach: int = 64,  # words that are looked back on
+    without: Sequence[int] = (),  # words that are never drawn
+    seed: int = 0,
+) -> torch.Tensor:  # (n,) int64
+    "How the text goes on"
+    generator, training = torch.Generator().manual_seed(seed), self.training
+    self.eval()
+    try:
+        with torch.no_grad():
+            for _ in range(n):
+                told = self.vocabulary.log_prob(self(x[None, -reach:])[0, -1:])[0].cpu()
+                told[list(without)] = -math.inf
+                likeliest, words = told.topk(min(top, len(told)))
+                word = words[torch.multinomial(likeliest.exp(), 1, generator=generator)]
+                x = torch.cat([x, word.to(x.device)])
+    finally: self.train(training)
+    return x[len(x) - n:]

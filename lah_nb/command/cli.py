@@ -418,6 +418,9 @@ def _add_training(p, *, report: str | None, k: int | None):
     p.add_argument('--seed', type=int, default=0, help=_DEFAULT)
     page = 'write a self-contained HTML page' + (f' {_DEFAULT}' if report else '')
     p.add_argument('--report', type=_new_file, metavar='FILE', default=report, help=page)
+    p.add_argument(
+        '--record', type=_new_file, metavar='FILE',
+        help='write there what happens, for Recording to play, and for the report to show')
 
 # %% ../../nbs/command/05_cli.ipynb #00000053
 def _run(args) -> dict:

@@ -77,11 +77,14 @@ def figure(data, n):
     data = json.loads(json.dumps(data))
     title = data['layout'].pop('title', {}).get('text', '')
     if title and (margin := data['layout'].get('margin')): margin['t'] = max(30, margin.get('t', 60) - 30)
-    narrow = json.dumps(data['layout'].get('meta', {}).get('narrow', {}))  # what a figure changes on a phone
-    return ('<script defer src="_static/plotly.min.js"></script>' * (n == 1) + f'<div class="figure-title">{title}</div><div id="figure{n}" class="plotly-figure" style="height: {data["layout"].get("height", 450)}px"></div>'
-            f'<script>document.addEventListener("DOMContentLoaded", () => Plotly.newPlot("figure{n}", {json.dumps(data["data"])}, {json.dumps(data["layout"])}, {{responsive: true, displaylogo: false}}'
-            + (f').then(() => Plotly.addFrames("figure{n}", {json.dumps(data["frames"])})' if data.get('frames') else '')
-            + (f').then(() => innerWidth < 600 && Plotly.relayout("figure{n}", {narrow})' if narrow != '{}' else '') + '))</script>')
+    name, layout, after = f'"figure{n}"', data['layout'], ''
+    if data.get('frames'): after += f'Plotly.addFrames({name}, {json.dumps(data["frames"])});'
+    if narrow := layout.get('meta', {}).get('narrow'):  # what it changes on a phone
+        after += f'if (innerWidth < 600) {{ document.getElementById({name}).style.height = "{narrow["height"]}px"; Plotly.relayout({name}, {json.dumps(narrow)}); }}'
+    plot = f'Plotly.newPlot({name}, {json.dumps(data["data"])}, {json.dumps(layout)}, {{responsive: true, displaylogo: false}})'
+    return ('<script defer src="_static/plotly.min.js"></script>' * (n == 1)
+            + f'<div class="figure-title">{title}</div><div id={name} class="plotly-figure" style="height: {layout.get("height", 450)}px"></div>'
+            + f'<script>document.addEventListener("DOMContentLoaded", () => {plot}.then(() => {{ {after} }}))</script>')
 
 
 def with_pictures(text, notebooks):

@@ -359,6 +359,12 @@ function paint() {
   }
 }
 dark.addEventListener('change', paint); paint();
+for (const plot of document.querySelectorAll('.js-plotly-plot')) {
+  const narrow = plot.layout.meta?.narrow;
+  if (!narrow || innerWidth > 600) continue;
+  plot.style.height = narrow.height + 'px';
+  Plotly.relayout(plot, narrow);
+}
 '''
 
 # %% ../../nbs/views/03_figures.ipynb #00000031

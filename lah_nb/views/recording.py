@@ -294,6 +294,8 @@ def _add_controls(fig: go.Figure, told: _Moments, first: int):
     fig.update_layout(sliders=[slider], updatemenus=[menu], meta=dict(narrow=_NARROW))
 
 _NARROW = {  # for a page on a phone: the pictures below one another
-    'height': 900, 'xaxis.domain': [0, 1], 'yaxis.domain': [0.62, 0.98],
-    'xaxis2.domain': [0.24, 1], 'yaxis2.domain': [0.24, 0.55],
-    'xaxis3.domain': [0.1, 1], 'yaxis3.domain': [0, 0.14], 'legend.x': 0, 'legend.xanchor': 'left'}
+    'height': 1000, 'margin.l': 10, 'margin.r': 5, 'margin.t': 110,
+    'legend.x': 0, 'legend.xanchor': 'left', 'legend.font.size': 11,
+    'xaxis.domain': [0, 1], 'yaxis.domain': [0.6, 1], 'xaxis2.domain': [0.26, 1], 'yaxis2.domain': [0.22, 0.56],
+    'xaxis3.domain': [0.13, 1], 'yaxis3.domain': [0, 0.13],
+    'xaxis.range': [-1.05, 1.05], 'yaxis.range': [-1.05, 1.22], 'sliders[0].x': 0.3, 'sliders[0].len': 0.7}

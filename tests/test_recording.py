@@ -1,5 +1,5 @@
 "What happens, written down and played: every cut, every bound, hostile files, the same seed, a real swarm, and a slider"
-import subprocess, sys, time
+import shutil, subprocess, sys, time
 
 import msgpack, pytest, torch
 
@@ -131,6 +131,26 @@ def test_a_report_plays_it(tmp_path):
     write(tmp_path / 'log')
     page = report(tmp_path / 'r.html', recording=Recording(tmp_path / 'log')).read_text()
     assert 'What happened' in page and 'Plotly.addFrames' in page and 'Plotly.animate' not in page.split('Plotly.addFrames')[-1]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not shutil.which('chromium'), reason='no chromium')
+def test_it_plays_in_a_browser_without_a_kernel(tmp_path):
+    browser = pytest.importorskip('browser').browser
+    write(tmp_path / 'log')
+    report(tmp_path / 'r.html', recording=Recording(tmp_path / 'log'))
+    said = "document.querySelector('.js-plotly-plot').data[8].text[0]"
+    with browser() as context:
+        page = context.new_page()
+        page.goto((tmp_path / 'r.html').as_uri())
+        page.wait_for_selector('.slider-rail-touch-rect')
+        rail = page.locator('.slider-rail-touch-rect').bounding_box()
+        for share, words in (0.98, '2 of 3 peers are there'), (0.25, '3 of 3 peers are there'):
+            page.mouse.click(rail['x'] + share * rail['width'], rail['y'] + rail['height'] / 2)
+            page.wait_for_function(f'() => {said} === {words!r}', timeout=20_000)
+        page.locator('.updatemenu-button').first.click()  # play to the end
+        page.wait_for_function(f"() => {said} === '2 of 3 peers are there'", timeout=40_000)
+        assert not context.left
 
 
 def test_reading_needs_no_torch_and_no_libp2p(tmp_path):

@@ -1,5 +1,5 @@
 "nbdev's processed notebooks, docs/ and the plotly script as sources for Sphinx: python docs/prepare.py _proc _site"
-import ast, itertools, json, re, shutil, sys
+import ast, gzip, itertools, json, re, shutil, sys
 from pathlib import Path
 
 import nbformat, yaml
@@ -77,9 +77,14 @@ def figure(data, n):
     data = json.loads(json.dumps(data))
     title = data['layout'].pop('title', {}).get('text', '')
     if title and (margin := data['layout'].get('margin')): margin['t'] = max(30, margin.get('t', 60) - 30)
-    return ('<script src="_static/plotly.min.js"></script>' * (n == 1) + f'<div class="figure-title">{title}</div><div id="figure{n}" class="plotly-figure" style="height: {data["layout"].get("height", 450)}px"></div>'
-            f'<script>document.addEventListener("DOMContentLoaded", () => Plotly.newPlot("figure{n}", {json.dumps(data["data"])}, {json.dumps(data["layout"])}, {{responsive: true, displaylogo: false}}'
-            + (f').then(() => Plotly.addFrames("figure{n}", {json.dumps(data["frames"])})' if data.get('frames') else '') + '))</script>')
+    name, layout, after = f'"figure{n}"', data['layout'], ''
+    if data.get('frames'): after += f'Plotly.addFrames({name}, {json.dumps(data["frames"])});'
+    if narrow := layout.get('meta', {}).get('narrow'):  # what it changes on a phone
+        after += f'if (innerWidth < 600) {{ document.getElementById({name}).style.height = "{narrow["height"]}px"; Plotly.relayout({name}, {json.dumps(narrow)}); }}'
+    plot = f'Plotly.newPlot({name}, {json.dumps(data["data"])}, {json.dumps(layout)}, {{responsive: true, displaylogo: false}})'
+    return ('<script defer src="_static/plotly.min.js"></script>' * (n == 1)
+            + f'<div class="figure-title">{title}</div><div id={name} class="plotly-figure" style="height: {layout.get("height", 450)}px"></div>'
+            + f'<script>document.addEventListener("DOMContentLoaded", () => {plot}.then(() => {{ {after} }}))</script>')
 
 
 def with_pictures(text, notebooks):
@@ -88,6 +93,7 @@ def with_pictures(text, notebooks):
     def shown(found):
         page, source = found[1], found[2]
         return next(figure(output.data[PLOTLY], next(figures)) for cell in notebooks[page].cells if source in cell.source for output in cell.get('outputs', []) if PLOTLY in output.get('data', {}))
+    text = re.sub(r'^<!-- (\w+\.json\.gz) -->$', lambda m: figure(json.loads(gzip.decompress((HERE/m[1]).read_bytes())), next(figures)), text, flags=re.M)
     text = text.replace('<!-- the house -->', f'<div class="picture">\n{house.svg()}\n</div>')
     text = re.sub(r'^<!-- (\w+\.svg) -->$', lambda m: f'<div class="picture">\n{(HERE/m[1]).read_text(encoding="utf-8")}</div>', text, flags=re.M)
     return re.sub(r'^<!-- (\w+): (.+) -->$', shown, text, flags=re.M)

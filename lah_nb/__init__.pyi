@@ -46,6 +46,7 @@ from .views import (
     latency_figure as latency_figure,
     load_figure as load_figure,
     PeerPanel as PeerPanel,
+    Recording as Recording,
     swarm_figure as swarm_figure,
     SwarmView as SwarmView,
     time_figure as time_figure,

@@ -381,12 +381,13 @@ def _add_simulate(commands):
     p.add_argument('--peers', type=_positive, default=1000, metavar='N', help=f'how many {_DEFAULT}')
     p.add_argument('--dead', type=_share, default=0.2, metavar='P', help=f'share of them that falls silent {_DEFAULT}')
     p.add_argument('--seed', type=int, default=0, help=f'the same seed gives the same figures {_DEFAULT}')
+    p.add_argument('--record', type=_new_file, metavar='FILE', help='write there what happens, for Recording to play')
     p.set_defaults(run=_simulate)
     return p
 
 def _simulate(args) -> dict:
     from lah_nb.simulation.scale import simulate
-    told = simulate(args.peers, dead=args.dead, seed=args.seed)
+    told = simulate(args.peers, dead=args.dead, seed=args.seed, record=args.record)
     for name, value in told.items(): say(f'{name:>15} {value if isinstance(value, str) else format(value, ",")}')
     return told
 
@@ -417,6 +418,9 @@ def _add_training(p, *, report: str | None, k: int | None):
     p.add_argument('--seed', type=int, default=0, help=_DEFAULT)
     page = 'write a self-contained HTML page' + (f' {_DEFAULT}' if report else '')
     p.add_argument('--report', type=_new_file, metavar='FILE', default=report, help=page)
+    p.add_argument(
+        '--record', type=_new_file, metavar='FILE',
+        help='write there what happens, for Recording to play, and for the report to show')
 
 # %% ../../nbs/command/05_cli.ipynb #00000053
 def _run(args) -> dict:

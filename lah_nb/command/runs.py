@@ -25,6 +25,7 @@ from ..swarm.swarm import Swarm
 from ..training.tensorboard import TensorBoard
 from ..training.trainer import Trainer, call_stats
 from ..views.figures import cost_of_event, report
+from ..views.recording import Recording
 from ..errors import LahError
 
 # %% ../../nbs/command/04_runs.ipynb #00000006
@@ -51,6 +52,10 @@ def _under_weather(args: Namespace, swarm: Swarm):
     "The context in which the weather that was asked for lies on the swarm"
     weather = Weather.told(args.delay, args.drop, args.bandwidth, args.seed)
     return nullcontext() if weather.calm else weather.over(swarm)
+
+def _recorded(args: Namespace, swarm: Swarm):
+    "The context in which what happens is written to the file that was asked for"
+    return swarm.record(args.record) if args.record else nullcontext()
 
 def _layers(recipe: Recipe, swarm: Swarm, grid: Grid, args: Namespace) -> list[DMoE]:
     prefixes = recipe.prefixes if recipe.grid != grid.size else [grid.prefix] * recipe.layers
@@ -115,6 +120,7 @@ def _max_violation(served: Mapping[str, int], experts: int) -> float:
 def _report(path: str, trainer: Trainer, swarm: Swarm, result: dict, events: Sequence, grid: Grid) -> str:
     served, snapshot = call_stats(trainer.model)['served'], swarm.snapshot().to_dict()
     told = dict(result=result, history=trainer.history, spent=trainer.time_spent(), events=events)
+    if result.get('record'): told['recording'] = Recording(result['record'])
     return str(report(path, snapshot=snapshot, served=served, dims=len(grid.size), **told))
 
 # %% ../../nbs/command/04_runs.ipynb #00000046
@@ -132,6 +138,7 @@ def _tell(result: dict):
         speeds = f"{cost['speed_before']:.0f} {unit}/s before, {cost['speed_after']:.0f} after"
         say(f'the kill cost {lost}; {speeds}')
     if r.get('report'): say(f"report: {r['report']}")
+    if r.get('record'): say(f"recording: {r['record']}, for lah_nb.Recording to play")
 
 # %% ../../nbs/command/04_runs.ipynb #00000047
 class _Kill:
@@ -169,10 +176,11 @@ def demo(
         say(f'they serve after {took:.1f} s; look at them from elsewhere with: {look}')
         kill = _Kill(swarm.peers[-1], _kill_at(args, steps), experts // args.peers)
         trainer = _trainer(args, recipe, _layers(recipe, swarm, grid, args), data)
-        with _under_weather(args, swarm):
+        with _recorded(args, swarm), _under_weather(args, swarm):
             tested = _fit_and_test(args, trainer, recipe, data, on_step=[kill], eval_every=max(steps // 5, 1))
         result = _account(args, trainer, tested, experts, args.peers, killed=len(kill.events))
         result['cost_of_kill'] = kill.cost(trainer)
+        if args.record: result['record'] = args.record
         result['total_seconds'] = round(time.monotonic() - start, 1)
         if args.report: result['report'] = _report(args.report, trainer, swarm, result, kill.events, grid)
     _tell(result)
@@ -210,10 +218,11 @@ def _train_on(swarm: Swarm, args: Namespace, board: TensorBoard | None, metrics:
     say(f'{experts} on {sum(peer["alive"] for peer in snapshot.peers)} peers; {data}')
     trainer = _trainer(args, recipe, _layers(recipe, swarm, grid, args), data)
     if metrics: metrics.collect = lambda: trainer_metrics(trainer)
-    with _under_weather(args, swarm):
+    with _recorded(args, swarm), _under_weather(args, swarm):
         tested = _fit_and_test(args, trainer, recipe, data, on_step=[board] if board else [])
     if board: board({'step': trainer.step, **{f'test_{name}': value for name, value in tested.items()}})
     result = _account(args, trainer, tested, snapshot.experts, len(snapshot.peers))
+    if args.record: result['record'] = args.record
     if seconds := _dense_seconds(args): result['dense_per_s'] = _dense_speed(recipe, data, seconds)
     result['total_seconds'] = round(time.monotonic() - start, 1)
     if args.report: result['report'] = _report(args.report, trainer, swarm, result, [], grid)

@@ -20,6 +20,7 @@ from .roster import index_entries
 from .server import Server, taken_uids
 from ..network.calls import Request
 from ..network.dht import REFETCH
+from ..network.events import note
 from ..network.spec import WireError
 from ..network.wire import field
 
@@ -149,6 +150,7 @@ async def adopt(self: Adoption, packed: list[bytes]):
         self.server.fostered.add(expert.uid)
         self.copies.held.pop(expert.uid, None)
         self.adopted += 1
+        note(self.network.peer_id, 'adoption', what=expert.uid)
         self.brought[expert.uid] = expert.updates
         entries |= index_entries([expert.uid], expert.schema, self.network.reach, adopted=True)
         _log.info('adopted %s at %d updates', expert.uid, expert.updates, extra={'uid': expert.uid, 'updates': expert.updates})

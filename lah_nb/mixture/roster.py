@@ -17,6 +17,7 @@ from fastcore.basics import patch
 from torch import Tensor
 
 from ..network.dht import DHT, read_addrs
+from ..network.events import note
 from ..errors import LahError
 from .doubling import Doubling
 from .experts import Schema
@@ -134,6 +135,7 @@ class Roster:
         if peer_id in self.benched: return
         _log.info('peer %s is benched: %s', peer_id, why)
         self.benched[peer_id] = Benched(trio.current_time(), why)
+        note(self.network.peer_id, 'bench', peer_id, why)
         self._changed()
         self._late[peer_id] = self._late.get(peer_id, 0) + 1
         self.start(self._probe, peer_id, ask)
@@ -143,6 +145,7 @@ class Roster:
         if peer_id in self.left: return
         _log.warning('peer %s is not used any more: %s', peer_id, why)
         self.left[peer_id] = why
+        note(self.network.peer_id, 'bench', peer_id, why)
         self.benched[peer_id] = Benched(trio.current_time(), why)
         if len(self.left) > MOST_PEERS:
             oldest = next(iter(self.left))
@@ -237,6 +240,7 @@ class Roster:
         await self._rest(pause - 0.5)
         if peer_id in self.left: return
         del self.benched[peer_id]
+        note(self.network.peer_id, 'back', peer_id)
         self._changed()
 
     def _is_listed(self, peer_id: str) -> bool:

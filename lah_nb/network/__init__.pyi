@@ -63,5 +63,6 @@ from .weather import (
     Weibull as Weibull,
 )
 from .board import Board as Board
+from .events import Event as Event, EventLog as EventLog, read_events as read_events
 from .census import own_part as own_part, read_census as read_census
 from .dht import DHT as DHT, NoPeers as NoPeers, Unanswered as Unanswered

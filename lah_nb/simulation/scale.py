@@ -8,6 +8,7 @@ __all__ = ['GRID', 'WIDE', 'ROWS', 'K', 'CLIENTS', 'ANNOUNCED', 'REST_FROM', 'si
 # %% ../../nbs/simulation/02_scale.ipynb #00000003
 import gc, platform, random, resource, time
 from bisect import bisect_left
+from functools import partial
 from statistics import mean
 
 import torch, trio
@@ -19,6 +20,7 @@ from ..mixture.gating import Gate, beam_search
 from ..mixture.roster import Roster, index_entries, looks_ahead
 from ..network.census import level_of, part_key
 from ..network.dht import DHT, STORED_FOR, WIDTH
+from ..network.events import EventLog, note
 from ..network.records import nearest, point
 from .world import BUCKET, Table, World, in_virtual_time
 
@@ -52,8 +54,11 @@ def _entries(dht: DHT, i: int, peers: int) -> dict:
     entries['swarm/grids', 'ffn'] = b'16x16 of ffn(64), as all say'
     return entries
 
-async def _measure(peers: int, dead: float, seconds: float, seed: int) -> dict:
-    world = World(seed)
+async def _recorded(path, *args) -> dict:
+    with EventLog(path, clock=trio.current_time) as log: return await _measure(*args, log)
+
+async def _measure(peers: int, dead: float, seconds: float, seed: int, log: EventLog | None = None) -> dict:
+    world = World(seed, log)
     dhts = [DHT(world.peer(), clock=trio.current_time) for _ in range(peers)]
     _fill_tables(dhts, world.random)
     gc.freeze()  # what stays need not be looked through again and again
@@ -67,10 +72,11 @@ async def _measure(peers: int, dead: float, seconds: float, seed: int) -> dict:
                 dht._near[key] = world.random.uniform(0., STORED_FOR), tuple(others[:WIDTH])
             await trio.sleep(world.random.uniform(0., ANNOUNCED))
             await nursery.start(dht.run)
+            note(dht.peer_id, 'join')
             await dht.announce(entries)
         for i, dht in enumerate(dhts): nursery.start_soon(live, i, dht)
         await trio.sleep(ANNOUNCED + 2.)
-        for network in world.random.sample([dht.network for dht in dhts], int(dead * peers)): network.dead = True
+        for network in world.random.sample([dht.network for dht in dhts], int(dead * peers)): world.kill(network)
         living = [dht for dht in dhts if not dht.network.dead]
         await trio.sleep(REST_FROM * seconds - trio.current_time())
         def counted(): return [(d.network.calls, d.network.received, d.network.bytes, d.network.failed) for d in living]
@@ -91,6 +97,7 @@ async def _new(world: World, living: list[DHT], nursery, **options) -> DHT:
     dht = DHT(world.peer(**options), clock=trio.current_time)
     dht.contacts.table = Table(dht.peer_id)
     await nursery.start(dht.run)
+    note(dht.peer_id, 'join')
     seed = world.random.choice(living)
     await dht.join({seed.peer_id: seed.network.addrs})
     return dht
@@ -138,10 +145,12 @@ def simulate(
     dead: float = 0.2,  # the share that falls silent
     seconds: float = 60.,  # of virtual time, until the client comes
     seed: int = 0,
+    record=None,  # a file to write what happens to, for `Recording`
 ) -> dict:
     "The index at so many peers, measured; the same seed gives the same figures, but for `seconds`, `cpu_seconds` and `memory_mib`"
     began, cpu = time.perf_counter(), time.process_time()
-    try: told = in_virtual_time(_measure, peers, dead, seconds, seed, seed=seed)
+    measure = partial(_recorded, record) if record else _measure
+    try: told = in_virtual_time(measure, peers, dead, seconds, seed, seed=seed)
     finally: gc.unfreeze()
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     told = {name: round(value, 4) for name, value in told.items()}

@@ -16,6 +16,7 @@ import base58, msgpack, outcome, trio
 from ..errors import LahError
 from ..network import contacts, records
 from ..network.calls import Refused, Request, Served, Unreachable, ping_methods
+from ..network.events import note
 
 # %% ../../nbs/simulation/01_world.ipynb #00000006
 OVERHEAD = 64           # bytes of a frame and its envelope
@@ -141,15 +142,23 @@ class SimNetwork:
 
 class World:
     "The peers of a simulation, and how far they are from one another"
-    def __init__(self, seed: int = 0):
+    def __init__(self, seed: int = 0, log=None):  # log: an `EventLog` that all its peers write to
         self.random, self.seed = random.Random(seed), seed
+        self.log = log
         self.clock = trio.lowlevel.current_clock()  # a `SkippingClock`
         self.peers = {}
 
     def peer(self, *, dialled: bool = True) -> SimNetwork:
         network = SimNetwork(self, make_id(self.random), dialled=dialled)
         if dialled: self.peers[network.peer_id] = network
+        if self.log: self.log.watch(network)
         return network
+
+    def kill(self, network: SimNetwork):
+        "From now on it neither answers nor gets an answer"
+        network.dead = True
+        note(network.peer_id, 'failure')
+        if self.log: self.log.unwatch(network)  # what it still does, nobody knows
 
     def latency(self, here: str, there: str) -> float:
         "Seconds one way: the same for a pair at all times"

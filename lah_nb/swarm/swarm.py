@@ -9,6 +9,7 @@ __all__ = ['RemotePeer', 'Swarm']
 import ast, atexit, logging, os, sys, threading, time, weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import trio
 from fastcore.basics import patch
@@ -23,6 +24,8 @@ from ..mixture.experts import Learning, parse_uids
 from .hosting import Grid, read_grids
 from .joining import read_peers, read_seeds
 from .monitor import Monitor
+from .recorder import recorded
+from ..network.events import MOST
 from ..network.host import Host, start_owned, stop_owned
 from ..network.portal import PortalClosed, close_portal, open_portal
 from ..network.reach import answer_dial_back
@@ -295,6 +298,17 @@ def view(self: Swarm):  # a `SwarmView`
         self._view = view_of(self)
         self.views.add(self._view)
     return self._view
+
+@patch
+def record(
+    self: Swarm,
+    path: Path | str,  # a file, replaced if it is there
+    *,
+    most: int = MOST,  # bytes that it may have
+):
+    "A context in which what happens is written to a file, for `Recording` to play"
+    if self._closed: raise SwarmError('this swarm is closed', see='closed')
+    return recorded(self, path, most=most)
 
 @patch
 def _ipython_display_(self: Swarm, **kwargs):

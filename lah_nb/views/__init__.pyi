@@ -32,6 +32,7 @@ from .study import (
     timeline_figure as timeline_figure,
 )
 from .live import Shown as Shown, Ticker as Ticker
+from .recording import Recording as Recording
 from .swarm_view import SwarmView as SwarmView
 from .training_view import ExpertView as ExpertView, TrainingView as TrainingView
 from .panels import Dashboard as Dashboard, PeerPanel as PeerPanel, VolunteerView as VolunteerView

@@ -359,6 +359,12 @@ function paint() {
   }
 }
 dark.addEventListener('change', paint); paint();
+for (const plot of document.querySelectorAll('.js-plotly-plot')) {
+  const narrow = plot.layout.meta?.narrow;
+  if (!narrow || innerWidth > 600) continue;
+  plot.style.height = narrow.height + 'px';
+  Plotly.relayout(plot, narrow);
+}
 '''
 
 # %% ../../nbs/views/03_figures.ipynb #00000031
@@ -368,7 +374,9 @@ _captions = {
                            'an empty cell served nothing.',
     'The swarm': 'Peers with the experts they host, as it was at the end.',
     'Where the time went': 'Time waiting for experts includes the network. Several batches are in flight, '
-                           'so the sum is more than the time on the clock.'}
+                           'so the sum is more than the time on the clock.',
+    'What happened': 'The slider goes through the run. Grey peers are gone; the darker a peer, the more calls it answers. '
+                     'Beside it are the calls of the last moments, below it all of them.'}
 
 def _tiles(r: Mapping) -> str:
     "The numbers of a result as HTML; those it lacks are left out"
@@ -396,6 +404,7 @@ def report(
     served: Mapping[str, float] | None = None,  # rows by uid
     spent: Mapping | None = None,  # seconds by part
     events: Sequence[tuple[int, str]] = (),  # step, what happened: 'peer 12D3… was killed'
+    recording=None,  # a `Recording` of the run
     dims: int | None = None,  # dimensions of the experts' grid
     title: str = 'A swarm trained a mixture of experts',
 ) -> Path:
@@ -406,6 +415,7 @@ def report(
     if served: figures['Load of the experts'] = load_figure(served, dims=dims)
     if snapshot: figures['The swarm'] = swarm_figure(snapshot)
     if spent: figures['Where the time went'] = time_figure(spent)
+    if recording is not None: figures['What happened'] = recording.view()
     words = summarize(result, history=history, events=events)
     return _replace(Path(path), _page(title, words, _tiles(result), figures))
 
@@ -416,7 +426,7 @@ def _page(title: str, words: Sequence[str], tiles: str, figures: Mapping[str, go
     for name, fig in figures.items():
         fig.update_layout(title=None, margin_t=60)
         config = dict(displayModeBar=False, responsive=True)
-        body = fig.to_html(full_html=False, include_plotlyjs=not parts, config=config)
+        body = fig.to_html(full_html=False, include_plotlyjs=not parts, auto_play=False, config=config)
         parts.append(f'<h2>{name}</h2><p class="why">{_captions[name]}</p>{body}')
     if parts: parts.append(f'<script>{_script}</script>')
     title, text = html.escape(title), ''.join(f'<p>{html.escape(s)}</p>' for s in words)

@@ -7,8 +7,9 @@ from memory import simulate, start
 
 from lah_nb.network import DHT, MemoryHub, Record, Records, WireError, nearest, new_identity, peer_id_of
 from lah_nb.network.contacts import HINTS
-from lah_nb.network.dht import NEAR_FOR, STORED_FOR, TTL, life_of
+from lah_nb.network.dht import COPIES, NEAR_FOR, STORED_FOR, TTL, WIDTH, life_of
 from lah_nb.network.records import HOSTS, MAX_TTL, WITNESSES, Lookup
+from lah_nb.simulation.world import World, in_virtual_time
 
 
 def memory_of(dht):
@@ -220,6 +221,54 @@ def test_a_holder_with_enough_others_nearer_says_so_and_its_author_looks_again()
                 assert remembered / 2 - 1 <= left <= remembered
             nursery.cancel_scope.cancel()
     simulate(main)
+
+
+def test_a_holder_that_fails_is_done_without_until_there_are_too_few_for_all_copies():
+    async def main():
+        async with MemoryHub(latency=0.01) as hub, trio.open_nursery() as nursery:
+            dhts, key = await start(hub, 24, nursery), 'experts/ffn'
+            author, *others = dhts
+            await author.announce({(key, '1'): b''})
+            holders = author._known_holders(key)
+            assert len(holders) == WIDTH
+            for fails in range(1, WIDTH - COPIES + 2):
+                author.contacts.failed(holders[-fails])
+                left = author._known_holders(key)
+                # who was merely late and is back is among the nearest again, and found by the next look-up
+                assert left == (holders[:-fails] if WIDTH - fails >= COPIES else [])
+            nursery.cancel_scope.cancel()
+    simulate(main)
+
+
+@pytest.mark.parametrize('hosts', [40, 160])
+def test_a_row_sees_as_few_calls_however_many_host_it(hosts):
+    "Those that are not needed rest, all the longer the more they are, until all together come as seldom as they should"
+    key = 'experts/ffn'
+    async def main():
+        world = World(hosts)
+        holders = [DHT(world.peer(), clock=trio.current_time) for _ in range(WIDTH)]
+        authors = [DHT(world.peer(dialled=False), clock=trio.current_time) for _ in range(hosts)]
+        ids = nearest(key, [dht.peer_id for dht in holders], WIDTH)
+        async def live(dht):
+            dht._near[key] = 1e9, tuple(ids)
+            await trio.sleep(world.random.uniform(0., 10.))
+            await nursery.start(dht.run)
+            await dht.announce({(key, '3'): b''})
+        async with trio.open_nursery() as nursery:
+            for dht in authors: nursery.start_soon(live, dht)
+            await trio.sleep(400.)
+            before = [dht.network.received for dht in holders]
+            await trio.sleep(200.)
+            received = max(dht.network.received - was for dht, was in zip(holders, before))
+            assert WITNESSES < received / 20 <= WITNESSES + 6  # in a period
+            # all witnesses die at once: others take their places in time
+            for dht in authors:
+                dht.network.dead = any(dht.peer_id in entries for entries in holders[0].records._keys[key].values())
+            for _ in range(8):
+                await trio.sleep(5.)
+                assert any(record.value is not None for dht in holders for record, _ in dht.records.get(key, trio.current_time()))
+            nursery.cancel_scope.cancel()
+    in_virtual_time(main)
 
 
 def test_what_is_said_in_a_part_of_the_list_of_peers_lives_longer_than_an_expert():

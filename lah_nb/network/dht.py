@@ -46,7 +46,7 @@ class DHT(Finder):
         self._cache, self._fetching = {}, {}  # both by key
         self._renew_now = trio.Event()
         self._near = {}         # key -> (until, holders): where its records are kept
-        self._spared = {}       # (key, subkey) -> when it is offered again: others announce it already
+        self._spared = {}       # (key, subkey) -> (when it is offered again, periods that it rests): others announce it already
         self._lasting = {}      # (key, subkey) -> when it is renewed, of those that live longer
         self._reads = trio.Event()  # set while something is cached
         self._epoch = network.peer_id[-8:] + str(self.clock())[-8:]  # tells revisions of another life
@@ -157,16 +157,19 @@ def _own_key(self) -> str: return f'peer/{self.peer_id}'
 NEAR_FOR, STORED_FOR = 100., 600.  # seconds for which the holders of a key are remembered, to read and to write
 LASTING = 3.            # lifetimes: how long what a peer tells in a part of a large swarm's list lives
 OFFERED_TO = 2          # holders, of what enough others announce
-CALM, RARELY = 8, 30    # of those turned away in a period, as many as come again in each; periods, at most, until they do
+CALM, RARELY = 2, 30    # turned away in a period at one holder, as many as should be; periods, at most, that one rests
 COPIES = 6              # of a record, on the nearest to its key
 
 @patch
 def _known_holders(self: DHT, key: str) -> list[str]:
     "Where the records of a key are, if that was found out lately and nothing speaks against it"
-    until, holders = self._near.get(key, (0., ()))
-    if trio.current_time() > until or any(map(self.contacts.is_shunned, holders)): return []
-    nearer = nearest(key, {*self.contacts.willing, *holders}, WIDTH)
-    return list(holders) if set(nearer) == set(holders) else []
+    until, known = self._near.get(key, (0., ()))
+    holders = [peer for peer in known if not self.contacts.is_shunned(peer)]
+    # without those that failed the others do, as long as there is one for each copy
+    if trio.current_time() > until or len(holders) < min(COPIES, len(known)): return []
+    if len(holders) < len(known): self._near[key] = until, tuple(holders)
+    nearer = nearest(key, {*self.contacts.willing, *holders}, len(holders))
+    return holders if set(nearer) == set(holders) else []
 
 @patch
 async def _holders_of(self: DHT, keys: Iterable[str], timeout: float | None) -> dict[str, list[str]]:
@@ -210,11 +213,12 @@ def _rest_or_not(self: DHT, records: list[Record], crowds: dict[Record, list[int
     for record in records:
         told = sorted(crowds.get(record, ()))
         slot, turned_away = (record.key, record.subkey), sum(n > 0 for n in told)
-        self._spared.pop(slot, None)
+        _, rested = self._spared.pop(slot, (0., 1.))
         if not told or not (record in offered or 2 * turned_away > len(told)): continue
         # half of the holders say less: one alone cannot make it rest for long
-        periods = min(max(told[(len(told) - 1) // 2] / CALM, 1.), RARELY)
-        self._spared[slot] = now + self.ttl / 3 * periods * random.uniform(0.5, 1.)
+        # what they say depends on how long all rest now: so each goes on from its own rest
+        periods = min(max(rested * told[(len(told) - 1) // 2] / CALM, 1.), RARELY)
+        self._spared[slot] = now + self.ttl / 3 * periods * random.uniform(0.5, 1.), periods
 
 @patch
 async def _send(self: DHT, plan: dict[Record, list[str]]) -> tuple[dict[str, int], dict[Record, list[int]]]:
@@ -301,7 +305,7 @@ async def _renew(self: DHT):
         self._renew_now = trio.Event()
         now = trio.current_time()
         due = {slot: value for slot, value in self.mine.items()
-               if max(self._spared.get(slot, 0.), self._lasting.get(slot, 0.)) <= now}
+               if max(self._spared.get(slot, (0.,))[0], self._lasting.get(slot, 0.)) <= now}
         for slot in due:
             if (life := life_of(slot[0], self.ttl)) > self.ttl: self._lasting[slot] = now + life / 3 * random.uniform(0.6, 0.9)
         if due: await self.store(self._sign(due), timeout=self.ttl / 3)

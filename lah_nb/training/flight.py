@@ -52,7 +52,7 @@ def in_flight(
 # %% ../../nbs/training/03_flight.ipynb #0000000b
 _PAYS, _COSTS = 1.1, 0.93  # throughput that is worth more batches; throughput that is not worth fewer
 _PAYS_STEPS, _COSTS_STEPS, _NOISE = 1.03, 0.97, 16  # the same of progress, where each step waits for all; batches, see `_worth`
-_BREAKS, _RUSH, _RUSH_STEPS = 0.6, 1.4, 1.1  # throughput that means other weather; throughput, or progress, for which to double again
+_BREAKS, _RUSH = 0.6, 1.4  # throughput that means other weather; throughput for which to double again
 _SECONDS, _BATCHES = 1., 64  # for which a throughput is measured, at least,
 _SLOW, _FEW, _STEPS = 5., 24, 5  # or where batches are slow; and where each step waits for all, so many steps
 _ROUND = 8  # batches in a round of the rush, at least
@@ -70,7 +70,7 @@ class Pace:
         steps: bool = False,  # each step waits for all batches in flight, so that fewer mean more steps
     ):
         self.most, self.steps, self._least = most, steps, 1 if steps else _AT_FIRST
-        self._pays, self._costs, self._again = (_PAYS_STEPS, _COSTS_STEPS, _RUSH_STEPS) if steps else (_PAYS, _COSTS, _RUSH)
+        self._pays, self._costs = (_PAYS_STEPS, _COSTS_STEPS) if steps else (_PAYS, _COSTS)
         self._look_from(n)
 
     def __repr__(self): return f'Pace({self.n} in flight, {"rushing" if self._rushing else "cruising"})'
@@ -81,7 +81,7 @@ class Pace:
 
     def _look_from(self, n: int):
         self.n = min(self.most, max(n, self._least))
-        self._rushing, self._reached = True, self.n
+        self._rushing, self._reached = not self.steps, self.n  # in a rush where each step waits, learning waits too
         self._filling = math.inf  # the least of what batches said
         self._best, self._best_at, self._unpaid = 0., self.n, 0
         self._base, self._rate, self._trial = self.n, 0., ''  # where trials begin, and its throughput
@@ -109,7 +109,7 @@ def home(
         return
     self._count += 1
     self._stepped += stepped
-    if self._rushing: return self._rush(now, whole)
+    if self._rushing: return self._rush(now)
     if whole: self._look(now - self._since)
 
 @patch
@@ -135,15 +135,15 @@ def bound(self: Pace, most: int):
     self.n = min(self.n, self.most)
 
 @patch
-def _rush(self: Pace, now: float, whole: bool):
+def _rush(self: Pace, now: float):
     "One more for each that comes home; at the end of a round: has it paid?"
     if not self._unpaid: self.n = min(self.most, self.n + 1, 2 * self._reached)
-    if self._count < max(self._reached, _ROUND) or not whole: return
+    if self._count < max(self._reached, _ROUND): return
     rate = self._count / max(now - self._since, 1e-9)
-    if self._worth(rate, self._reached) > self._again * self._worth(self._best, self._best_at): self._best, self._best_at, self._unpaid = rate, self._reached, 0
+    if rate > _RUSH * self._best: self._best, self._best_at, self._unpaid = rate, self._reached, 0
     else: self._unpaid += 1
     if self._unpaid < 2 and self._reached < self.most:
-        leap = 0 if self.steps else min(self.most, int(self._filling / _BESIDE))
+        leap = min(self.most, int(self._filling / _BESIDE))
         skip, self._filling = 0, 0.
         if leap > 2 * self.n: skip, self.n = self.n, leap
         self._reached = self.n

@@ -162,3 +162,23 @@ def test_who_is_in_a_hurry_makes_calls_twice_where_that_is_quicker():
             twice, calls = await train(s, 300)
             assert twice < 0.85 * once and calls > 5, (once, twice)
     simulate(main)
+
+
+def test_the_second_copy_of_a_call_ends_when_the_first_is_answered():
+    async def main():
+        async with scene() as s:
+            s.roster.doubling.on = True
+            slow, quick = s.hosts[0], s.hosts[1]
+            async def only_the_first(request):
+                if s.asked.count(quick) > 1: await trio.sleep_forever()
+            s.behave = {slow: lambda request: trio.sleep(0.4), quick: only_the_first}
+            got = []
+            async def batch(): got.extend(await s.batch(hurry=True))
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(batch)
+                await trio.sleep(2 * LATENCY + 0.01)
+                assert {peer: s.roster.calls[peer][0] for peer in s.hosts} == {slow: 2, quick: 0, s.hosts[2]: 0}
+            outcomes, seconds = got
+            assert len(outcomes) >= 6 and sum(not o.needless for o in outcomes) == 3 and abs(seconds - 0.6) < 0.01
+            assert not any(counts[0] for counts in s.roster.calls.values())
+    simulate(main)

@@ -102,7 +102,7 @@ class Outcome:
     seconds: float = 0.
     queued: float = 0.  # seconds of these that the call waited at the peer
     computed: float = 0.  # and that the peer computed
-    needless: bool = False  # a hedge given up because its experts have answered elsewhere
+    needless: bool = False  # given up because its experts have answered another one
     updates: dict[str, int] = dataclass_field(default_factory=dict)  # uid -> optimizer steps it had taken by then
     over: float = dataclass_field(default_factory=perf_counter)  # the moment it ended
 
@@ -115,6 +115,11 @@ class Outcome:
     def lost(cls, call: Call, why: str, seconds: float = 0.) -> 'Outcome':
         "That of a call that brought nothing"
         return cls(call, [False] * len(call.uids), dict.fromkeys(call.uids, why), seconds=seconds)
+
+    @classmethod
+    def spared(cls, call: Call) -> 'Outcome':
+        "That of a call that is not needed any more"
+        return cls(call, [False] * len(call.uids), {}, needless=True)
 
     def span(self, what: str) -> Span:
         "The call as a part of a `timeline_figure`"

@@ -7,7 +7,7 @@ __all__ = ['HEDGE_AFTER', 'AGAIN', 'LOST_AFTER', 'Round', 'late_after', 'hedges_
 
 # %% ../../nbs/mixture/07b_rounds.ipynb #00000003
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import trio
 from torch import Tensor
@@ -109,7 +109,7 @@ def given_up(round: Round, now: float) -> list[Outcome]:
     told = {outcome.call.whom for outcome in round.outcomes if outcome.tensor is not None}
     for ask in round.away:
         call = ask.call
-        if call.hedge or call.whom in told: lost.append(Outcome(call, [False] * len(call.uids), {}, needless=True))
+        if call.hedge or call.whom in told: lost.append(Outcome.spared(call))
         else: lost.append(Outcome.lost(call, f'peer {call.peer_id} was late: given up after {seconds:.1f} s', seconds))
     return lost
 
@@ -188,6 +188,7 @@ class _Driver:
     codec: str
     scope: trio.CancelScope
     nursery: trio.Nursery | None = None
+    scopes: dict[int, trio.CancelScope] = field(default_factory=dict)  # of the calls that are away, by the id of their `Ask`
 
     async def run(self):
         with self.scope:
@@ -195,13 +196,20 @@ class _Driver:
                 for ask in list(self.round.begun): self.nursery.start_soon(self._one, ask)
 
     async def _one(self, ask: Ask):
-        left = max(self.round.began + self.round.timeout - trio.current_time(), 0.)
-        with self.roster.calling(ask.call.peer_id):
+        left, outcome = max(self.round.began + self.round.timeout - trio.current_time(), 0.), Outcome.spared(ask.call)
+        with trio.CancelScope() as self.scopes[id(ask)], self.roster.calling(ask.call.peer_id):
             outcome = await _make_call(self.network, self.roster, ask, left, self.codec, self._trouble)
+        del self.scopes[id(ask)]
         self.round.note(outcome, ask, now := trio.current_time())
+        if outcome.tensor is not None: self._spare(ask.call)
         if self.round.over: return self.scope.cancel()
         self.scope.deadline = self.round.deadline
         if pause := late_after(self.round, now): self.nursery.start_soon(self._hedge_late, pause)
+
+    def _spare(self, call: Call):
+        "It is answered: end the same calls that are still away"
+        for other in self.round.away:
+            if other.call.whom == call.whom and id(other) in self.scopes: self.scopes[id(other)].cancel()
 
     def _trouble(self, ask: Ask, missing: bool):
         for other in hedges_of(self.round, ask, missing): self.nursery.start_soon(self._one, other)

@@ -94,6 +94,7 @@ class Server:
         self.hands_over = True  # when it leaves; False: nobody is to take over anything, for all leave at once
         self.tasks = []  # async functions that run while it serves
         self._done = OrderedDict()  # (peer id, method, call's id) -> the answer to a call that may come again
+        self._remembered = 0  # bytes of these answers
         self._working = {}  # the same -> what is set when it is there
         network.serve('call.forward', self._forward, self._checker(backward=False))
         network.serve('call.backward', self._backward, self._checker(backward=True))
@@ -122,9 +123,10 @@ class Server:
         if key in self._done: return self._done[key]
         self._working[key] = trio.Event()
         try:
-            self._done[key] = await work(request)
+            answer = self._done[key] = await work(request)
+            self._remembered += answer[1][0].nbytes
             self._forget()
-            return self._done[key]
+            return answer
         finally: self._working.pop(key).set()
 
     async def _submit(self, kind, request, tensors, scale=None):
@@ -166,10 +168,9 @@ async def _apply(self: Server, request: Request):
 @patch
 def _forget(self: Server):
     "Keep no more answers than fit, the newest always"
-    remembered = sum(total.nbytes for _, (total,) in self._done.values())
-    while len(self._done) > 512 or len(self._done) > 1 and remembered > MAX_REMEMBERED:
+    while len(self._done) > 512 or len(self._done) > 1 and self._remembered > MAX_REMEMBERED:
         _, (_, (total,)) = self._done.popitem(last=False)
-        remembered -= total.nbytes
+        self._remembered -= total.nbytes
 
 # %% ../../nbs/mixture/04_server.ipynb #0000000b
 @patch

@@ -26,6 +26,17 @@ def test_two_hundred_peers_in_memory():
     simulate(main)
 
 
+def test_a_read_whose_time_is_up_says_so():
+    async def main():
+        async with MemoryHub(latency=0.01) as hub, trio.open_nursery() as nursery:
+            dhts = await start(hub, 4, nursery)
+            for dht in dhts[1:]: dht.network.silent = True
+            for _ in range(2):
+                with pytest.raises(Unanswered): await dhts[0].get(['experts/ffn'], timeout=0.2)
+            nursery.cancel_scope.cancel()
+    trio.run(main)  # a real clock: whatever is computed takes time
+
+
 def test_records_expire_unless_renewed_and_withdrawn_ones_are_gone():
     async def main():
         async with MemoryHub(latency=0.01) as hub, trio.open_nursery() as nursery:

@@ -338,7 +338,7 @@ async def get(
     if stale: await self._fetch(stale, seconds, list(filter(is_stale, ahead)))
     living = self._living(keys)
     if not any(living.values()) and not self.uncertain.isdisjoint(keys):
-        with trio.move_on_after(now + seconds - trio.current_time()):
+        with trio.move_on_at(now + seconds):
             while not self.peers:  # until one of the lost is found, or calls
                 with trio.move_on_after(0.5): await self.back.wait()
             await self._fetch(keys, seconds)

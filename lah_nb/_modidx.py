@@ -2176,8 +2176,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                 'lah_nb/views/recording.py'),
                                         'lah_nb.views.recording.Recording.calls': ( 'views/recording.html#recording.calls',
                                                                                     'lah_nb/views/recording.py'),
-                                        'lah_nb.views.recording.Recording.figure': ( 'views/recording.html#recording.figure',
-                                                                                     'lah_nb/views/recording.py'),
                                         'lah_nb.views.recording.Recording.gaps': ( 'views/recording.html#recording.gaps',
                                                                                    'lah_nb/views/recording.py'),
                                         'lah_nb.views.recording.Recording.view': ( 'views/recording.html#recording.view',

@@ -119,7 +119,7 @@ class Server:
     async def _once(self, request: Request, work: Callable):
         "The answer to a call that may come again: `work` is done once"
         key = request.peer_id, request.method, request.meta['id']
-        if (event := self._working.get(key)) is not None: await event.wait()
+        while (event := self._working.get(key)) is not None: await event.wait()  # of several that wait one goes on
         if key in self._done: return self._done[key]
         self._working[key] = trio.Event()
         try:

@@ -9,6 +9,7 @@ __all__ = ['CALLS', 'MOMENTS', 'MOST_SHOWN', 'Recording']
 import math
 from collections import Counter
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -37,7 +38,7 @@ class Recording:
         self.frame = pd.DataFrame(told.events, columns=COLUMNS).astype(dict(t='f8', seconds='f8', of='i8'))
         self.peers = [name for name in pd.unique(self.frame[['peer', 'other']].to_numpy().ravel()) if name]
 
-    @property
+    @cached_property
     def calls(self) -> pd.DataFrame:
         "The calls among the events, in the order in which they began"
         return self.frame[self.frame.kind == 'call'].sort_values('t', kind='stable')
@@ -201,11 +202,6 @@ def view(
     return fig
 
 _ABOVE = dict(x=1, xref='paper', xanchor='right', y=1.055, yref='paper', yanchor='bottom', font_size=11)
-
-@patch
-def figure(self: Recording) -> go.Figure:
-    "The same"
-    return self.view()
 
 # %% ../../nbs/views/09_recording.ipynb #00000011
 def _draw(fig: go.Figure, told: _Moments, now: Sequence[dict]) -> list[int]:  # numbers of the traces that move

@@ -51,9 +51,9 @@ class Table:
         if (name := self.names.pop(peer, None)): self.sizes[self._bucket(name)] -= 1
 
 class SkippingClock(trio.abc.Clock):
-    "Time that jumps to what is due next, in steps of `TICK`; and the post, which needs no task of its own"
-    def __init__(self):
-        self.now, self._due, self._order = 0., [], itertools.count()
+    "Time that jumps to what is due next, in steps of `tick` seconds; and the post, which needs no task of its own"
+    def __init__(self, tick: float = TICK):
+        self.now, self.tick, self._due, self._order = 0., tick, [], itertools.count()
 
     def start_clock(self): pass
     def current_time(self) -> float: return self.now
@@ -62,7 +62,7 @@ class SkippingClock(trio.abc.Clock):
         "Trio asks when nobody can run: jump, and deliver what is due by then"
         if self._due: deadline = min(deadline, self._due[0][0])
         if deadline == math.inf: return deadline
-        if deadline > self.now: self.now = max(deadline, math.ceil(deadline / TICK) * TICK)
+        if deadline > self.now: self.now = max(deadline, math.ceil(deadline / self.tick) * self.tick)
         while self._due and self._due[0][0] <= self.now: heapq.heappop(self._due)[2]()
         return 0.
 
@@ -167,10 +167,11 @@ class World:
 
 # %% ../../nbs/simulation/01_world.ipynb #00000007
 @contextmanager
-def _one_seed(seed: int):
-    "All randomness, the scheduler's included, from one seed; and signatures that cost nothing"
+def _one_seed(seed: int, signed: bool):
+    "All randomness, the scheduler's included, from one seed; and signatures that cost nothing, unless `signed`"
     run, kept = trio._core._run, (random.getstate(), records.verify, trio._core._run._ALLOW_DETERMINISTIC_SCHEDULING)
-    run._ALLOW_DETERMINISTIC_SCHEDULING, records.verify = True, _verify
+    run._ALLOW_DETERMINISTIC_SCHEDULING = True
+    if not signed: records.verify = _verify
     run._r.seed(seed)
     random.seed(seed)
     records.authentic.cache_clear()
@@ -181,6 +182,12 @@ def _one_seed(seed: int):
         run._r.seed()
         records.authentic.cache_clear()
 
-def in_virtual_time(afn: Callable, *args, seed: int = 0):
+def in_virtual_time(
+    afn: Callable,
+    *args,
+    seed: int = 0,
+    tick: float = TICK,  # seconds: what falls into the same one happens at once
+    signed: bool = False,  # with real signatures, as peers of a `MemoryHub` make them
+):
     "Run `afn(*args)` under a clock that skips the waiting; the same seed gives the same run"
-    with _one_seed(seed): return trio.run(afn, *args, clock=SkippingClock())
+    with _one_seed(seed, signed): return trio.run(afn, *args, clock=SkippingClock(tick))

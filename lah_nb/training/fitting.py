@@ -44,9 +44,9 @@ class Ledger:
 # %% ../../nbs/training/05_fitting.ipynb #00000009
 class Stopwatch:
     "Seconds of training"
-    def __init__(self, seconds: float = 0., *, clock: Callable[[], float] = time.monotonic):
+    def __init__(self, seconds: float = 0., *, clock: Callable[[], float] | None = None):  # `time.monotonic`
         self._before, self._since = seconds, None
-        self._clock = clock
+        self._clock = clock or time.monotonic
 
     @property
     def seconds(self) -> float:

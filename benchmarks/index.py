@@ -1,0 +1,104 @@
+"""The index over real libp2p on one machine: joining, choosing experts cold and warm, storing and reading.
+
+    python benchmarks/index.py [--peers 64] [--processes 4] [--clients 10] [--json]
+
+Each peer announces one expert of a 16 x 16 grid. Clients come one after another, each new to the swarm: joins it, chooses the 4 best experts of
+64 rows twice, stores a record and reads it through another client that has never read it. Medians, in milliseconds.
+"""
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import time
+
+import torch
+import trio
+
+from lah_nb.mixture.experts import Schema
+from lah_nb.mixture.gating import Gate, beam_search
+from lah_nb.mixture.roster import Roster, index_entries, looks_ahead
+from lah_nb.swarm.joining import joined
+
+GRID, ROWS, K = (16, 16), 64, 4
+
+
+async def serve(first: int, n: int, join: list[str]):
+    "Host peers `first` to `first + n - 1` until the input ends"
+    async with trio.open_nursery() as nursery:
+        async def live(i, *, task_status=trio.TASK_STATUS_IGNORED):
+            async with joined(join) as (host, dht):
+                row, column = divmod(i, GRID[1])
+                await dht.announce(index_entries([f'ffn.{row}.{column}'], Schema((64,), (64,)), host.reach))
+                task_status.started(host.addrs[0])
+                await trio.sleep_forever()
+        for i in range(first, first + n):
+            addr = await nursery.start(live, i)
+            join = join or [addr]
+        print(addr, flush=True)
+        await trio.to_thread.run_sync(sys.stdin.read)
+        nursery.cancel_scope.cancel()
+
+
+async def choose(roster: Roster, gate: Gate) -> set[tuple[int, ...]]:
+    "The experts for a batch of new rows, as `DMoE` finds them"
+    steps = beam_search(gate(torch.randn(ROWS, 64)), K)
+    prefixes = next(steps)
+    while True:
+        size = GRID[prefixes.shape[1]]
+        live = roster.cached_successors('ffn', prefixes, size)
+        if live is None: live = await roster.successors('ffn', prefixes, size, ahead=looks_ahead(ROWS, K, GRID, prefixes.shape[1]))
+        try: prefixes = steps.send(live)
+        except StopIteration as found: return found.value
+
+
+async def measure(addrs: list[str], clients: int) -> dict[str, list[float]]:
+    times = {name: [] for name in ('join', 'cold', 'warm', 'store', 'get')}
+
+    async def timed(name, afn, *args, **options):
+        began = time.perf_counter()
+        found = await afn(*args, **options)
+        times[name].append(1e3 * (time.perf_counter() - began))
+        return found
+
+    for i in range(clients):
+        enter = joined(addrs[i % len(addrs):][:1])
+        host, dht = await timed('join', enter.__aenter__)
+        roster, gate = Roster(host, dht), Gate(64, GRID)
+        for name in 'cold', 'warm': await timed(name, choose, roster, gate)
+        slot = f'numbers/{i}', 'x'
+        await timed('store', dht.announce, {slot: b'1'})
+        async with joined(addrs[:1]) as (_, other):
+            found = await timed('get', other.get, [slot[0]])
+        if len(found[slot[0]]) != 1: raise SystemExit('a record that was stored a moment ago was not found')
+        await enter.__aexit__(None, None, None)
+    return times
+
+
+def main():
+    parse = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parse.add_argument('--peers', type=int, default=64)
+    parse.add_argument('--processes', type=int, default=4)
+    parse.add_argument('--clients', type=int, default=10)
+    parse.add_argument('--json', action='store_true')
+    parse.add_argument('--serve', nargs=2, type=int, help=argparse.SUPPRESS)
+    parse.add_argument('--join', nargs='*', default=[], help=argparse.SUPPRESS)
+    args = parse.parse_args()
+    torch.set_num_threads(1)
+    if args.serve: return trio.run(serve, *args.serve, args.join)
+    each, addrs, processes = args.peers // args.processes, [], []
+    try:
+        for i in range(args.processes):
+            command = [sys.executable, __file__, '--serve', str(i * each), str(each), '--join', *addrs[:1]]
+            processes.append(subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True))
+            addrs.append(processes[-1].stdout.readline().strip())
+        time.sleep(5.)  # until those that have just come are at rest
+        times = trio.run(measure, addrs, args.clients)
+    finally:
+        for process in processes: process.stdin.close()
+        for process in processes: process.wait(timeout=30)
+    told = {'peers': each * args.processes} | {f'{name}_ms': round(statistics.median(spent), 1) for name, spent in times.items()}
+    print(json.dumps(told) if args.json else '\n'.join(f'{name:<8} {value}' for name, value in told.items()))
+
+
+if __name__ == '__main__': main()

@@ -1,0 +1,84 @@
+"Training code in virtual time"
+from functools import partial
+
+import pytest, torch
+
+from lah_nb.errors import LahError
+from lah_nb.mixture import DMoE
+from lah_nb.network import Weather
+from lah_nb.simulation import Costs, rehearse
+from lah_nb.training import Classifier, Trainer, load_digits
+
+GRID = dict(experts='ffn.[0:2].[0:4]')
+FREE = Costs(call=0., mib=0., forward=(0., 0.), backward=(0., 0.), trunk=(0., 0.))
+
+
+def fit(swarm, steps=20, weather=Weather(), **options):
+    data = load_digits()
+    layer = DMoE(swarm, 64, grid=(2, 4), k=2)
+    trainer = Trainer(Classifier([layer], data.features, 64, data.classes), progress=False, **options)
+    with weather.over(swarm): trainer.fit(data, steps=steps)
+    return trainer
+
+
+def test_the_same_seed_gives_the_same_weights_to_the_last_bit_and_another_one_others():
+    def run(swarm):
+        trainer = fit(swarm, in_flight=8, weather=Weather(delay=0.1, drop=0.1))
+        experts = [p for peer in swarm.peers for e in peer.server.experts.values() for p in e.module.parameters()]
+        return trainer.seconds, [p.detach().clone() for p in [*trainer.model.parameters(), *experts]]
+    (seconds, ours), (again, theirs), (other, _) = (rehearse(run, seed=seed, **GRID) for seed in (3, 3, 4))
+    assert seconds == again != other
+    assert len(ours) > 20 and all(torch.equal(a, b) for a, b in zip(ours, theirs))
+
+
+def test_time_is_what_messages_and_work_take():
+    def ask(swarm):
+        layer = DMoE(swarm, 64, grid=(2, 4), k=2).eval()
+        times = []
+        with torch.no_grad():
+            for _ in range(2):
+                began = swarm.now
+                layer(torch.randn(4, 64))
+                times.append(swarm.now - began)
+        return times[1]
+    assert rehearse(ask, latency=0.05, costs=FREE, **GRID) == pytest.approx(0.1, abs=0.002)
+    slow = Costs(call=0., mib=0., forward=(0.2, 0.), backward=(0., 0.), trunk=(0., 0.))
+    one = rehearse(ask, peers=1, latency=0.05, costs=slow, **GRID)  # experts of a peer are computed one after another
+    assert (one - 0.1) / 0.2 == pytest.approx(round((one - 0.1) / 0.2), abs=0.02) and one > 0.49
+    shared, own = (rehearse(ask, peers=4, latency=0.05, costs=slow, cores=cores, **GRID) for cores in (1, None))
+    assert own < shared == pytest.approx(one, abs=0.01)
+
+
+def test_more_batches_in_flight_hide_latency():
+    told = [rehearse(partial(fit, steps=40, in_flight=n, weather=Weather(delay=0.2)), costs=FREE, **GRID).seconds for n in (1, 8)]
+    assert told[0] / told[1] > 4
+
+
+def test_what_a_killed_host_leaves_is_adopted_in_virtual_time():
+    def run(swarm):
+        fit(swarm)
+        swarm.sleep(90.)
+        before = {uid: e.updates for peer in swarm.peers for uid, e in peer.server.experts.items()}
+        dead = swarm.peers[1]
+        dead.kill()
+        swarm.sleep(90.)
+        alive = [peer for peer in swarm.peers if peer.alive]
+        after = {uid: e.updates for peer in alive for uid, e in peer.server.experts.items()}
+        swarm.peers[2].stop()
+        left = {uid for peer in swarm.peers if peer.alive for uid in peer.server.experts}
+        return before, after, set(dead.uids), left, swarm.snapshot().experts
+    before, after, dead, left, seen = rehearse(run, peers=4, copies=2, **GRID)
+    assert after == before and len(dead) == 2 and sum(before.values()) > 20
+    assert left == set(before) and seen == 8
+
+
+def test_others_join_later_and_a_crowd_of_peers_without_experts_is_refused():
+    def run(swarm):
+        swarm.start_peers(1, 'ffn.[0:2].[4:6]')
+        swarm.sleep(15.)
+        return swarm.grids()['ffn'].size, len(swarm.peers)
+    assert rehearse(run, **GRID) == ((2, 6), 5)
+    with pytest.raises(LahError, match='cannot be spread'): rehearse(run, peers=9, **GRID)
+    def fails(swarm): raise KeyError('mine')
+    with pytest.raises(KeyError, match='mine'): rehearse(fails, **GRID)
+    assert rehearse(lambda swarm: len(swarm.peers), **GRID) == 4  # nothing of it was left behind

@@ -37,7 +37,7 @@ def test_importing_is_quick_and_light():
     assert result.returncode == 0, result.stdout + result.stderr
 
 
-@pytest.mark.parametrize('command', [[], ['demo'], ['peer'], ['train'], ['status'], ['simulate']])
+@pytest.mark.parametrize('command', [[], ['demo'], ['peer'], ['train'], ['status'], ['simulate', 'index'], ['simulate', 'training']])
 def test_help(command):
     result = run(*command, '--help')
     assert result.returncode == 0 and 'usage: lah-nb' in result.stdout
@@ -57,6 +57,15 @@ def test_a_simulation_is_the_same_again():
     told = [json.loads(run('simulate', 'index', '--peers', '24', '--seed', '3', '--json').stdout.splitlines()[-1]) for _ in range(2)]
     for one in told: assert min(one.pop(name) for name in ('seconds', 'cpu_seconds', 'memory_mib')) > 0
     assert told[0] == told[1] and told[0]['found'] == 1.
+
+
+def test_simulate_training_prints_what_training_through_weather_gave_and_the_same_again():
+    command = 'simulate', 'training', '--peers', '4', '--steps', '12', '--in-flight', '4', '--delay', '100', '--drop', '0.1', '--json'
+    told, again = (json.loads(run(*command).stdout.splitlines()[-1]) for _ in range(2))
+    assert min(one.pop('took') for one in (told, again)) > 0
+    assert told == again
+    assert told['samples'] == 12 * 32 and told['served'] == 1 and told['in_flight'] == 4
+    assert 0.3 < told['seconds'] < 30 and 0 < told['accuracy'] < 1 and len(told['loss']) == len(told['at'])
 
 
 @pytest.mark.slow

@@ -82,3 +82,17 @@ def test_others_join_later_and_a_crowd_of_peers_without_experts_is_refused():
     def fails(swarm): raise KeyError('mine')
     with pytest.raises(KeyError, match='mine'): rehearse(fails, **GRID)
     assert rehearse(lambda swarm: len(swarm.peers), **GRID) == 4  # nothing of it was left behind
+
+
+def test_a_test_that_asks_for_more_than_peers_can_do_asks_for_less_and_ends():
+    def run(swarm):
+        data = load_digits()
+        layer = DMoE(swarm, 64, grid=(2, 4), k=4, forward_timeout=3.)
+        trainer = Trainer(Classifier([layer], data.features, 64, data.classes), progress=False, in_flight=64)
+        began = swarm.now
+        found = trainer.evaluate(data.tests(8))
+        return swarm.now - began, found['loss'], layer.stats.totals()['failed_calls']
+    slow = Costs(call=0., mib=0., forward=(0., 0.02), backward=(0.1, 0.), trunk=(0., 0.))  # 0.64 s a batch: four fit into its time
+    seconds, loss, failed = rehearse(run, peers=1, costs=slow, cores=1, **GRID)
+    batches = -(-len(load_digits().y_test) // 8)
+    assert failed and loss > 0 and seconds < 3 * 0.64 * batches

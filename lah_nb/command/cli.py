@@ -374,21 +374,46 @@ def _share(text: str) -> float:
     if 0 <= share < 1: return share
     raise argparse.ArgumentTypeError(f'a share from 0 to below 1 is wanted, not {text!r}')
 
-def _add_simulate(commands):
-    about = 'Simulate many peers in virtual time: how the index of experts fares, and what it costs each of them.'
-    p = commands.add_parser('simulate', help='many peers in virtual time', description=about)
-    p.add_argument('what', choices=['index'], help='the index of experts: a grid of 16x16, each peer hosts one of them')
-    p.add_argument('--peers', type=_positive, default=1000, metavar='N', help=f'how many {_DEFAULT}')
-    p.add_argument('--dead', type=_share, default=0.2, metavar='P', help=f'share of them that falls silent {_DEFAULT}')
-    p.add_argument('--seed', type=int, default=0, help=f'the same seed gives the same figures {_DEFAULT}')
-    p.add_argument('--record', type=_new_file, metavar='FILE', help='write there what happens, for Recording to play')
-    p.set_defaults(run=_simulate)
-    return p
+def _add_simulate(commands) -> list:
+    "One parser for each simulation"
+    about = 'Simulate many peers in virtual time: the code that runs everywhere, and time that is skipped.'
+    whole = commands.add_parser('simulate', help='many peers in virtual time', description=about)
+    names = whole.add_subparsers(dest='what', required=True, metavar='NAME')
+    index = names.add_parser('index', help='the index of experts, and what it costs each peer', description=(
+        'How the index of experts fares: a grid of 16x16, each peer hosts one of them.'))
+    index.add_argument('--peers', type=_positive, default=1000, metavar='N', help=f'how many {_DEFAULT}')
+    index.add_argument('--dead', type=_share, default=0.2, metavar='P', help=f'share of them that falls silent {_DEFAULT}')
+    index.add_argument('--record', type=_new_file, metavar='FILE', help='write there what happens, for Recording to play')
+    index.set_defaults(run=_simulate_index)
+    training = names.add_parser('training', help='a trainer and its swarm under weather and churn', description=(
+        'Train in virtual time, on a swarm whose messages and peers get lost. What is learnt is real; what it takes is what computing is said to cost.'))
+    training.add_argument('--data', choices=['digits', 'mnist'], default='digits', help=f'what to learn {_DEFAULT}')
+    training.add_argument('--peers', type=_positive, default=8, metavar='N', help=f'how many {_DEFAULT}')
+    training.add_argument('--layers', type=_positive, default=1, metavar='N', help=f'of experts {_DEFAULT}')
+    training.add_argument('--grid', type=_positive, nargs=2, default=(4, 4), metavar='N', help='rows and columns of experts of a layer (default: 4 4)')
+    training.add_argument('--batch-size', type=_positive, default=32, metavar='N', help=f'rows {_DEFAULT}')
+    training.add_argument('--half-life', type=_amount, metavar='S', help='seconds in which half of the peers die and are replaced (default: none dies)')
+    training.add_argument('--steps', type=_positive, default=500, metavar='N', help=f'batches {_DEFAULT}')
+    training.add_argument('--seconds', type=_amount, metavar='S', help='of virtual time, instead of steps')
+    training.add_argument('--in-flight', type=_in_flight, default='auto', metavar='N', help=f'batches at a time {_DEFAULT}')
+    training.add_argument('--delay', type=_amount, default=0., metavar='MS', help='mean delay of each message, one way (default: none)')
+    training.add_argument('--drop', type=_share, default=0., metavar='P', help='share of the calls that are lost (default: none)')
+    training.set_defaults(run=_simulate_training)
+    for p in index, training: p.add_argument('--seed', type=int, default=0, help=f'the same seed gives the same figures {_DEFAULT}')
+    return [index, training]
 
-def _simulate(args) -> dict:
+def _simulate_index(args) -> dict:
     from lah_nb.simulation.scale import simulate
-    told = simulate(args.peers, dead=args.dead, seed=args.seed, record=args.record)
-    for name, value in told.items(): say(f'{name:>15} {value if isinstance(value, str) else format(value, ",")}')
+    return _say_all(simulate(args.peers, dead=args.dead, seed=args.seed, record=args.record))
+
+def _simulate_training(args) -> dict:
+    from lah_nb.simulation.training_run import train_rehearsed
+    names = 'data', 'peers', 'layers', 'batch_size', 'half_life', 'steps', 'seconds', 'in_flight', 'drop', 'seed'
+    options = {name: getattr(args, name) for name in names}
+    return _say_all(train_rehearsed(**options, grid=tuple(args.grid), delay_ms=args.delay))
+
+def _say_all(told: dict) -> dict:
+    for name, value in told.items(): say(f'{name:>16} {format(value, ",") if isinstance(value, (int, float)) else value}')
     return told
 
 # %% ../../nbs/command/05_cli.ipynb #0000000d
@@ -501,12 +526,16 @@ def make_parser() -> argparse.ArgumentParser:
         help='print a script that completes commands and options in bash, zsh or fish')
     commands = parser.add_subparsers(dest='command', required=True, metavar='COMMAND')
     for add in COMMANDS:
-        p = add(commands)
-        p.add_argument('--swarm-key', metavar='FILE', help='the key of a swarm that has one (default: the file that LAH_SWARM_KEY names)')
-        p.add_argument('--json', action='store_true', help='print one JSON object as the last line of stdout')
-        p.add_argument('--log-json', action='store_true', help='log to stderr what happens, one JSON object a line')
-        p.add_argument('--verbose', '-v', action='store_true', help='log what happens to stderr')
+        added = add(commands)
+        for p in added if isinstance(added, list) else [added]: _add_common(p)
     return parser
+
+def _add_common(p):
+    "What all commands have"
+    p.add_argument('--swarm-key', metavar='FILE', help='the key of a swarm that has one (default: the file that LAH_SWARM_KEY names)')
+    p.add_argument('--json', action='store_true', help='print one JSON object as the last line of stdout')
+    p.add_argument('--log-json', action='store_true', help='log to stderr what happens, one JSON object a line')
+    p.add_argument('--verbose', '-v', action='store_true', help='log what happens to stderr')
 
 # %% ../../nbs/command/05_cli.ipynb #00000041
 def main(argv: list[str] | None = None) -> int:

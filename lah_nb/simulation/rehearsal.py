@@ -19,9 +19,9 @@ from ..errors import LahError
 from ..mixture import runtime
 from ..mixture.adoption import keep_alive
 from ..mixture.audit import Audits
-from ..mixture.experts import Expert, parse_uids
+from ..mixture.experts import Expert, ExpertError, expert_schema, parse_uids
 from ..mixture.roster import Roster
-from ..mixture.server import Server
+from ..mixture.server import Server, claim
 from ..network.calls import MemoryHub
 from ..network.dht import DHT
 from ..network.spec import Spec
@@ -96,8 +96,8 @@ def _mib(tensors: Sequence[torch.Tensor], codec: str) -> float:
 # %% ../../nbs/simulation/04_rehearsal.ipynb #00000009
 class RehearsedPeer:
     "A peer in virtual time: `.peer_id`, `.addrs`, `.alive`, `.kill()`, `.stop()`"
-    def __init__(self, lab: '_Lab', uids: Sequence[str]):
-        self._lab, self.uids = lab, list(uids)
+    def __init__(self, lab: '_Lab', uids: Sequence[str], number: int | None = None):  # number: of them, those that are free
+        self._lab, self.uids, self._number = lab, list(uids), number
         self.network = lab.hub.peer()
         self.network.relay = False
         self.peer_id, self.addrs, self.alive = self.network.peer_id, self.network.addrs, True
@@ -109,22 +109,29 @@ class RehearsedPeer:
         "Serve until it is stopped or killed"
         lab, dht = self._lab, DHT(self.network, clock=trio.current_time)
         _cores.set(lab.cores_for(self.network))
-        experts = [Expert(uid, *lab.kind, **lab.learning) for uid in self.uids]
-        self.server = Server(self.network, dht, experts)
-        keep_alive(self.server, lab.copies)
+        seeds = lab.seeds
         grids = grid_entries(lab.uids, *lab.kind)
         entries = lambda: peer_entries(self.server, told_grids(self.server, grids))
         try:
             with self._scope:
                 async with trio.open_nursery() as nursery:
                     await nursery.start(dht.run)
-                    if lab.first: await dht.join(lab.first)
+                    if seeds: await dht.join(seeds)
+                    if self._number: self.uids = await self._claim(dht)
+                    experts = [Expert(uid, *lab.kind, **lab.learning) for uid in self.uids]
+                    self.server = Server(self.network, dht, experts)
+                    keep_alive(self.server, lab.copies)
                     await serve(self.server, entries, lambda _: task_status.started(), self._stop)
                     nursery.cancel_scope.cancel()
         finally:
             self.alive = False
             lab.hub.peers.pop(self.peer_id, None)
             self._left.set()
+
+    async def _claim(self, dht: DHT) -> list[str]:
+        "As many free experts as it has room for; perhaps none"
+        try: return await claim(dht, ','.join(self.uids), self._number, schema=expert_schema(*self._lab.kind), seed=self._lab.seed)
+        except ExpertError: return []
 
     def kill(self, *, told: bool = False):
         "End it at once; unless `told`, callers wait for it in vain"
@@ -172,9 +179,15 @@ class RehearsedSwarm(Swarm):
 
     def close(self): "It ends with the function"
 
-    def start_peers(self, peers: int = 1, experts: str | None = None) -> list[RehearsedPeer]:  # experts: the pattern of uids that they share
+    def start_peers(
+        self,
+        peers: int = 1,
+        experts: str | None = None,  # pattern of uids; by default those of the rehearsal
+        *,
+        num_experts: int | None = None,  # free uids of the pattern for each peer, or fewer if there are none; None: they share all of them evenly
+    ) -> list[RehearsedPeer]:
         "More peers join"
-        return wait_for(self._lab.start, peers, parse_uids(experts) if experts else self._lab.uids)
+        return wait_for(self._lab.start, peers, parse_uids(experts) if experts else self._lab.uids, num_experts)
 
 class _Door:
     "The portal of a rehearsal"
@@ -186,7 +199,7 @@ class _Lab:
     def __init__(self, hub: MemoryHub, nursery: trio.Nursery, *, uids, kind, learning, copies, costs, cores, seed):
         self.hub, self.nursery, self.uids, self.kind, self.seed = hub, nursery, uids, kind, seed
         self.learning, self.copies, self.costs = learning, copies, costs
-        self.shared, self.cores, self.first, self.peers = cores and Cores(cores), {}, {}, []
+        self.shared, self.cores, self.peers = cores and Cores(cores), {}, []
 
     def cores_for(self, network) -> Cores:
         "Those of a new peer, whose calls take time from now on"
@@ -194,12 +207,16 @@ class _Lab:
         _charge(network, self.costs, self.cores)
         return cores
 
-    async def start(self, peers: int, uids: Sequence[str]) -> list[RehearsedPeer]:
-        new = [RehearsedPeer(self, uids[i::peers]) for i in range(peers)]
+    @property
+    def seeds(self) -> dict[str, list[str]]:
+        "Some peers to join through"
+        return {peer.peer_id: peer.addrs for peer in [peer for peer in self.peers if peer.alive][:3]}
+
+    async def start(self, peers: int, uids: Sequence[str], number: int | None = None) -> list[RehearsedPeer]:
+        new = [RehearsedPeer(self, *((uids, number) if number else (uids[i::peers],))) for i in range(peers)]
         for peer in new:
-            self.peers.append(peer)
             await self.nursery.start(peer.run)
-            self.first = self.first or {peer.peer_id: peer.addrs}
+            self.peers.append(peer)
         return new
 
 async def _rehearse(fn: Callable, peers: int, latency, **options):
@@ -212,7 +229,7 @@ async def _rehearse(fn: Callable, peers: int, latency, **options):
             _cores.set(lab.cores[swarm.network.peer_id])
             for part in swarm.dht, swarm.roster: await nursery.start(part.run)
             nursery.start_soon(swarm.monitor.run)
-            await swarm.dht.join(lab.first)
+            await swarm.dht.join(lab.seeds)
             found = await outcome.acapture(Lockstep(partial(fn, swarm)).run)
             swarm._closed = True
             for peer in lab.peers: await peer.fall()

@@ -26,7 +26,7 @@ from ..errors import LahError
 from ..mixture.trace import recording, span
 from .fitting import Conductor, History, Ledger, Plan, Stopwatch, TrainingError
 from .handed import handed
-from .flight import Pace, in_flight
+from .flight import Pace, StepPace, in_flight
 from .sharing import Sharing
 from .optim import cosine, muon
 
@@ -130,7 +130,7 @@ class Trainer:
     def in_flight(self, n: int | str):
         if n != 'auto' and (not isinstance(n, int) or n < 1):
             raise TrainingError(f"in_flight is a number of at least 1, or 'auto'; not {n!r}", see='options')
-        self.pace = Pace(steps=self.staleness == 0) if n == 'auto' else None
+        self.pace = (Pace if self.staleness else StepPace)() if n == 'auto' else None
         self._in_flight = n
 
     @property
@@ -323,6 +323,7 @@ def _attempt(self: Trainer, data, i: int, slot: int, over: threading.Event):
                 self.failures.append((i, error))
                 if began > self._failed_at:  # what was in flight together fails together
                     self._failed_in_a_row, self._failed_at = self._failed_in_a_row + 1, time.monotonic()
+                    if self.pace and not isinstance(error, TrainingError): self.pace.failed()
             failed = self._failed_in_a_row
         if not isinstance(error, LahError) or failed > self.retries: raise
         if self.waiting: over.wait(1.)  # the swarm is being looked for; that is no failure of its own
@@ -462,19 +463,53 @@ class _Score:
         if own_loss: return dict(loss=loss, perplexity=math.exp(min(loss, 100)))
         return dict(loss=loss, accuracy=self.right / targets)
 
+_TESTS_AT_FIRST = 8  # batches of tests in flight, at most, before it is known how many pay
+
 def _targets(y: torch.Tensor) -> int:
     "Those that count: classes from 0 on, and every number of a regression"
     return y.numel() if y.is_floating_point() else int((y >= 0).sum())
 
-def _test_batch(model: nn.Module, x: torch.Tensor, y: torch.Tensor, retries: int) -> tuple[float, int, int]:
-    "Loss, right predictions and targets of a batch; failures of the swarm are borne"
-    for failed in range(1, retries + 2):
-        try:
-            with torch.no_grad(): loss, right = objective(model, x, y)
-            return loss.item(), right, _targets(y)
-        except LahError:
-            if failed > retries: raise
-        time.sleep(_pause(failed))
+def _test_batch(model: nn.Module, x: torch.Tensor, y: torch.Tensor) -> tuple[float, int, int]:
+    "Loss, right predictions and targets of a batch"
+    with torch.no_grad(): loss, right = objective(model, x, y)
+    return loss.item(), right, _targets(y)
+
+# %% ../../nbs/training/06_trainer.ipynb #0000003a1
+@patch
+def _test(
+    self: Trainer,
+    batches: list[tuple[torch.Tensor, torch.Tensor]],
+    todo: list[int],  # numbers of those that are due
+    pace: Pace,
+    score: _Score,
+    bar: tqdm,
+) -> tuple[list[int], LahError | None]:  # those that failed on the swarm, and the last reason
+    "Go through some batches once"
+    numbers, lock, fallen = iter(todo), threading.Lock(), -math.inf
+    replicas, failed, last = {}, [], None
+    def take():
+        with lock: return next(numbers, None)
+    def work(j, slot):
+        if slot not in replicas: replicas[slot] = self.replica(slot, train=False)
+        began = time.monotonic()
+        try: return began, _test_batch(replicas[slot], *batches[j]), _filling(_remote(replicas[slot]))
+        except TrainingError: raise
+        except LahError as error: return began, error, 0.
+    with closing(in_flight(work, take, lambda: pace.n, drain=self.drain)) as results:
+        for j, result, error in results:
+            if error is not None: raise error
+            began, told, filling = result
+            if isinstance(told, LahError):
+                failed.append(j)
+                last = told
+                if began < fallen: continue  # what was in flight together fails together
+                fallen = time.monotonic()
+                pace.failed()
+                continue
+            score.add(*told)
+            pace.home(time.perf_counter(), filling)
+            bar.update()
+    return failed, last
 
 # %% ../../nbs/training/06_trainer.ipynb #0000003a
 @patch
@@ -487,26 +522,16 @@ def evaluate(self: Trainer,
 ) -> dict:  # `loss`, and `accuracy` or `perplexity`
     "How well the model does on the test set"
     batches = data if isinstance(data, list) else handed(data).tests(batch_size or 2 * self.batch_size, **tests)
-    pace = Pace(self.in_flight)  # no gradient can be late here: as many at a time as pay, whatever training may have
-    numbers, lock = iter(range(len(batches))), threading.Lock()
-    away, score = call_stats(self.model)['forward_seconds'], _Score()
-    def take():
-        with lock: return next(numbers, None)
-    replicas = {}
-    def work(j, slot):
-        if slot not in replicas: replicas[slot] = self.replica(slot, train=False)
-        result = _test_batch(replicas[slot], *batches[j], self.retries)
-        return result, _filling(_remote(replicas[slot]))
+    away, score, todo = call_stats(self.model)['forward_seconds'], _Score(), list(range(len(batches)))
+    pace = Pace(min(self.in_flight, _TESTS_AT_FIRST))  # no gradient can be late here: as many at a time as pay, whatever training may have
     hidden = not (self.progress if progress is None else progress)
     try:
-        with closing(in_flight(work, take, lambda: pace.n, drain=self.drain)) as results, \
-             tqdm(total=len(batches), desc='test', disable=hidden) as bar:
-            for _, result, error in results:
-                if error is not None: raise error
-                told, filling = result
-                score.add(*told)
-                pace.home(time.perf_counter(), filling)
-                bar.update()
+        with tqdm(total=len(batches), desc='test', disable=hidden) as bar:
+            for tries in range(self.retries + 1):
+                if tries: time.sleep(_pause(tries))
+                todo, error = self._test(batches, todo, pace, score, bar)
+                if not todo: break
+            else: raise error
     except BaseException:
         self._replicas = {}
         raise

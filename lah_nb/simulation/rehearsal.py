@@ -25,7 +25,7 @@ from ..mixture.server import Server, claim
 from ..network.calls import MemoryHub
 from ..network.dht import DHT
 from ..network.spec import Spec
-from .lockstep import Lockstep, standing_in, wait_for
+from .lockstep import Lockstep, Thread, standing_in, wait_for
 from .world import in_virtual_time
 from ..swarm import monitor
 from ..swarm.hosting import grid_entries, told_grids
@@ -176,6 +176,10 @@ class RehearsedSwarm(Swarm):
     def sleep(self, seconds: float):
         "Let time pass"
         wait_for(trio.sleep, seconds)
+
+    def meanwhile(self, fn: Callable):
+        "Call `fn()` in a thread beside this one; what has not ended with the rehearsal is cut off"
+        Thread(self._lab.nursery, fn).start()
 
     def close(self): "It ends with the function"
 

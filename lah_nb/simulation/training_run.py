@@ -22,31 +22,26 @@ RETURN = 5.  # seconds after which a newcomer takes a dead peer's place
 DATA = {'digits': load_digits, 'mnist': load_mnist}
 
 class Churn:
-    "Peers that die and are replaced, by a half-life"
+    "Peers die, by a half-life, and are replaced"
     def __init__(self, swarm: RehearsedSwarm, half_life: float, seed: int = 0):  # seconds
-        self.swarm, self.half_life, self.rng = swarm, half_life, random.Random(seed)
-        self.size, self.deaths = len(swarm.peers), 0
+        self.swarm, self.rng, self.deaths, self.over = swarm, random.Random(seed), 0, False
+        self.rate = len(swarm.peers) * math.log(2) / half_life  # deaths a second
         self.room = len(swarm.peers[0].uids)  # experts of a newcomer
-        self._coming, self._next = [], swarm.now + self._pause()
+        swarm.meanwhile(self._run)
 
-    def _pause(self) -> float:
-        "Seconds until somebody dies, of all who are there"
-        return self.rng.expovariate(self.size * math.log(2) / self.half_life)
-
-    def act(self, *_):
-        "What is due by now"
-        while self._next <= self.swarm.now:
+    def _run(self):
+        while True:
+            self.swarm.sleep(self.rng.expovariate(self.rate))
+            if self.over: return
             alive = [peer for peer in self.swarm.peers if peer.alive]
-            if len(alive) > 2: self._bury(self.rng.choice(alive))
-            self._next += self._pause()
-        while self._coming and self._coming[0] <= self.swarm.now:
-            self._coming.pop(0)
-            self.swarm.start_peers(1, num_experts=self.room)
+            if len(alive) < 3: continue
+            self.deaths += 1
+            self.rng.choice(alive).kill(told=self.rng.random() < 0.5)
+            self.swarm.meanwhile(self._replace)
 
-    def _bury(self, peer):
-        peer.kill(told=self.rng.random() < 0.5)
-        self.deaths += 1
-        self._coming.append(self.swarm.now + RETURN)
+    def _replace(self):
+        self.swarm.sleep(RETURN)
+        self.swarm.start_peers(1, num_experts=self.room)
 
 # %% ../../nbs/simulation/05_training_run.ipynb #00000007
 def train_rehearsed(
@@ -79,9 +74,11 @@ def train_rehearsed(
         trainer = Trainer(model, batch_size=batch_size, in_flight=in_flight, seed=seed, progress=False)
         churn = Churn(swarm, half_life, seed) if half_life else None
         extent = dict(seconds=seconds) if seconds else dict(steps=steps)
-        with Weather.told(delay_ms, drop, seed=seed).over(swarm): history = trainer.fit(told, on_step=churn and churn.act, **extent)
+        with Weather.told(delay_ms, drop, seed=seed).over(swarm): history = trainer.fit(told, **extent)
         span = trainer.seconds
-        if churn: swarm.sleep(70.)  # what is to be adopted is adopted
+        if churn:
+            churn.over = True
+            swarm.sleep(70.)  # what is to be adopted is adopted
         served = {uid for peer in swarm.peers if peer.alive for uid in peer.server.experts}
         tests = told.tests(4 * batch_size)[:math.ceil(2000 / (4 * batch_size))]
         every = max(1, len(history) // 20)

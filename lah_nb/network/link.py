@@ -27,10 +27,11 @@ _plain_read = TrioTCPStream.read
 
 async def _buffered_read(self, n=None):
     # Noise reads a length of 2 bytes, then a body: one system call for many instead of two for each
-    buffer = getattr(self, 'lah_buffer', b'')
-    if not buffer: buffer = await _plain_read(self, 256 << 10)
-    self.lah_buffer = buffer[n:] if n is not None else b''
-    return buffer[:n] if n is not None else buffer
+    buffer, at = getattr(self, 'lah_buffer', (b'', 0))
+    if at == len(buffer): buffer, at = await _plain_read(self, 256 << 10), 0
+    end = len(buffer) if n is None else min(at + n, len(buffer))
+    self.lah_buffer = (buffer, end) if end < len(buffer) else (b'', 0)
+    return buffer[at:end]
 
 def tune() -> bool:
     "Patch py-libp2p 0.8; returns whether that was done"

@@ -1,5 +1,5 @@
 "The layer as an ordinary torch module: dtypes, graphs, copies, processes, checkpointing, batches of any size"
-import copy, io, os, pickle, subprocess, sys, time
+import copy, gc, io, os, pickle, subprocess, sys, time, weakref
 
 import pytest, torch
 from torch import nn
@@ -261,3 +261,52 @@ def test_the_choice_stays_where_it_is_made(swarm):
     try: layer(x).sum().backward()
     finally: torch.set_default_device(None)
     assert x.grad.any() and layer.last.answered == 16
+
+
+@pytest.fixture
+def no_collector():
+    "Python's collector off: what has no owner has to go by itself"
+    gc.collect()
+    gc.disable()
+    yield
+    gc.enable()
+
+
+def test_nothing_of_a_batch_outlives_it(swarm, no_collector):
+    "No reference cycle holds tensors of a dispatch, forward or backward"
+    layer = DMoE(swarm, 16, grid=(8, 8))
+    def step():
+        x = torch.randn(32, 16, requires_grad=True)
+        y = layer(x)
+        exchange = weakref.ref(y.grad_fn.next_functions[0][0].exchange)
+        parts = [weakref.ref(exchange().outputs), *(weakref.ref(call) for call in exchange().calls)]
+        y.square().sum().backward()
+        return [exchange, *parts]
+    def alive(refs): return [ref() for ref in refs if ref() is not None]
+    def settled(refs):
+        for _ in range(100):  # an audit may look at an answer for a while
+            if not alive(refs): return True
+            time.sleep(0.1)
+    step()
+    refs = [ref for _ in range(10) for ref in step()]
+    assert len(refs) > 30 and settled(refs), [type(part) for part in alive(refs)]
+
+
+def test_memory_stays_flat_without_the_collector():
+    "Tensors of 16 MiB through the layer, again and again, in a process of its own"
+    code = '''
+import gc, psutil, torch
+from lah_nb import DMoE, Swarm
+torch.set_num_threads(1)
+with Swarm.local(peers=1, experts='nop.[0:1]', expert_cls='nop', hidden_dim=2048) as swarm:
+    layer, x = DMoE(swarm, 2048, grid=(1,), uid_prefix='nop', k=1), torch.randn(2048, 2048)
+    gc.disable()
+    used, before = [], psutil.Process().memory_info().rss
+    for i in range(24):
+        with torch.set_grad_enabled(i % 3 == 0): y = layer(x)
+        if i % 3 == 0: y.sum().backward()
+        del y
+        used.append((psutil.Process().memory_info().rss - before) >> 20)
+assert max(used) < 450, used  # with cycles, 48 more for each batch
+'''
+    subprocess.run([sys.executable, '-c', code], check=True, timeout=240)

@@ -30,6 +30,7 @@ from ..network.wire import field
 # %% ../../nbs/mixture/07a_audit.ipynb #0000000b
 _ROUNDING = {'none': 0., 'float16': 2e-3, 'bfloat16': 2e-2, 'blockwise8': 2e-2}  # relative
 _HALVES = 'float16', 'bfloat16'  # experts that compute in these round by themselves
+_AT_A_TIME = 1 << 16  # numbers
 
 def agree(
     told: Tensor,  # what a peer answered
@@ -39,10 +40,17 @@ def agree(
 ) -> bool:
     "Are these the same up to rounding?"
     dtype = str(right.dtype).removeprefix('torch.')
-    told, right = told.double(), right.double()
-    allowed = (0.01 + _ROUNDING[codec] + 0.05 * (dtype in _HALVES)) * float(right.norm())
+    apart = size = 0.
+    # in pieces: as float64, and with their difference, a large answer would take six times its memory
+    for theirs, ours in zip(told.flatten().split(_AT_A_TIME), right.flatten().split(_AT_A_TIME)):
+        ours = ours.double()
+        apart += float((theirs.double() - ours).square().sum())
+        size += float(ours.square().sum())
+    allowed = (0.01 + _ROUNDING[codec] + 0.05 * (dtype in _HALVES)) * math.sqrt(size)
     step = largest / 127 if codec == 'blockwise8' else 1e-7
-    return float((told - right).norm()) <= allowed + step * math.sqrt(right.numel())
+    return math.sqrt(apart) <= allowed + step * math.sqrt(right.numel())
+
+def _largest(t: Tensor) -> float: return max(abs(float(edge)) for edge in t.aminmax())
 
 def travelled(tensors: Sequence[Tensor], codec: str) -> list[Tensor]:
     "Tensors as they arrive after a journey in this codec"
@@ -233,7 +241,7 @@ async def _ask_again(self: Audits, ask: Ask, outcome: Outcome, i: int, codec: st
     meta, (answer,) = await self.network.call(call.peer_id, ask.method, asked.meta, asked.tensors, timeout=WITHIN, check=asked.check)
     uid, updates = call.uids[i], field(meta, 'updates', list, of=int, most=1)
     if updates != [outcome.updates[uid]] or meta['ok'] != [True]: return None
-    return agree(outcome.tensor[mine], answer, codec, float(outcome.tensor.abs().max()))
+    return agree(outcome.tensor[mine], answer, codec, _largest(outcome.tensor))
 
 @patch
 async def _fetch(self: Audits, peer_id: str, uid: str) -> bytes:
@@ -260,7 +268,7 @@ async def _recompute(self: Audits, ask: Ask, outcome: Outcome, i: int, codec: st
     x, index = travelled(ask.tensors[:2], codec)
     compute = lambda expert: expert.forward_batch([(x[index.long()[mine]], ask.meta['seed'])])[0]
     right = await self._compute(peer_id, data, compute)
-    return None if right is None else agree(outcome.tensor[mine], right, codec, float(outcome.tensor.abs().max()))
+    return None if right is None else agree(outcome.tensor[mine], right, codec, _largest(outcome.tensor))
 
 @patch
 async def _compute(self: Audits, peer_id: str, data: bytes, run: Callable) -> Tensor | None:
@@ -299,4 +307,4 @@ async def _recompute_gradient(self: Audits, ask: Ask, outcome: Outcome, i: int, 
     compute = lambda expert: expert.backward_batch([(x[at], scaled, ask.meta['seed'])])[0]
     right = await self._compute(outcome.call.peer_id, data, compute)
     if not isinstance(right, Tensor): return None
-    return agree(tensor[at[alone]], right[alone], codec, float(tensor.abs().max()))
+    return agree(tensor[at[alone]], right[alone], codec, _largest(tensor))

@@ -11,9 +11,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field as dataclass_field, replace
 from time import perf_counter
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from .picking import add_at, is_all, is_finite, pick, put
 from .trace import Span
 from ..network.spec import Spec, WireError
 from ..network.wire import field
@@ -51,15 +53,17 @@ def group_pairs(
     hosts: Sequence[str | None],  # the peer to ask for each number
 ) -> list[Call]:
     "One `Call` a peer"
-    flat, calls = experts.flatten(), []
+    flat, calls = experts.flatten().numpy(), []
     numbers = {peer: i for i, peer in enumerate(dict.fromkeys(filter(None, hosts)))}
-    peers = torch.tensor([numbers.get(peer, -1) for peer in hosts] + [-1])[flat]  # an empty place picks the last
+    peers = np.array([numbers.get(peer, -1) for peer in hosts] + [-1])[flat]  # an empty place picks the last
     for peer, number in numbers.items():
-        pairs = (peers == number).nonzero().squeeze(1)
-        pairs = pairs[flat[pairs].argsort(stable=True)]
-        chosen, counts = flat[pairs].unique_consecutive(return_counts=True)
-        rows, index = (pairs // k).unique(return_inverse=True)
-        calls.append(Call(peer, [uids[i] for i in chosen.tolist()], counts.tolist(), pairs, rows, index.int()))
+        pairs = (peers == number).nonzero()[0]
+        pairs = pairs[flat[pairs].argsort(kind='stable')]
+        chosen, counts = np.unique(flat[pairs], return_counts=True)
+        rows, index = np.unique(pairs // k, return_inverse=True)
+        named = [uids[i] for i in chosen.tolist()]
+        tensors = map(torch.from_numpy, (pairs, rows, index.astype(np.int32)))
+        calls.append(Call(peer, named, counts.tolist(), *tensors))
     return calls
 
 # %% ../../nbs/mixture/07_dispatch.ipynb #00000015
@@ -110,6 +114,11 @@ class Outcome:
     def answered(self) -> Tensor:  # (n,) bool
         "Which of the call's pairs were answered"
         return torch.tensor(self.ok, dtype=torch.bool).repeat_interleave(torch.tensor(self.call.counts))
+
+    @property
+    def kept(self) -> Call:
+        "The call with the pairs that were answered only"
+        return self.call if all(self.ok) else keep_pairs(self.call, self.answered)
 
     @classmethod
     def lost(cls, call: Call, why: str, seconds: float = 0.) -> 'Outcome':
@@ -172,21 +181,24 @@ def gather_outputs(
     dtype: torch.dtype = torch.float32,
 ) -> tuple[Tensor, Tensor]:  # outputs (batch, k, *row_shape), answered (batch, k) bool
     "Every answered pair in its place, zeros elsewhere"
-    outputs, answered = torch.zeros(batch * k, *row_shape, dtype=dtype), torch.zeros(batch * k, dtype=torch.bool)
+    answered, found = torch.zeros(batch * k, dtype=torch.bool), []
     for outcome in outcomes:
         if outcome.tensor is None: continue
         _doubt(outcome, answered)
-        kept = outcome.answered
-        outputs[outcome.call.pairs[kept]] = outcome.tensor[kept].to(dtype)
-        answered[outcome.call.pairs[kept]] = True
+        kept = torch.arange(len(outcome.call.pairs)) if all(outcome.ok) else outcome.answered.nonzero().flatten()
+        found.append((pick(outcome.call.pairs, kept), pick(outcome.tensor, kept)))
+        answered.numpy()[found[-1][0].numpy()] = True
+    if len(found) == 1 and is_all(found[0][0], batch * k): outputs = found[0][1].to(dtype)  # as it came: nothing is copied
+    else:
+        outputs = torch.zeros(batch * k, *row_shape, dtype=dtype)
+        for pairs, rows in found: put(outputs, pairs, rows)
     return outputs.view(batch, k, *row_shape), answered.view(batch, k)
 
 def _doubt(outcome: Outcome, answered: Tensor):
     "Take back the `ok` of experts whose numbers are not finite, and of those that another host answered for first"
     call, at, tensor = outcome.call, 0, outcome.tensor
-    finite = tensor.isfinite()
-    if finite.all() and not answered[call.pairs].any(): return
-    finite = finite.flatten(1).all(1) if tensor.numel() else torch.ones(len(tensor), dtype=torch.bool)
+    if is_finite(tensor) and not pick(answered, call.pairs).any(): return
+    finite = tensor.isfinite().flatten(1).all(1) if tensor.numel() else torch.ones(len(tensor), dtype=torch.bool)
     for i, (uid, n) in enumerate(zip(call.uids, call.counts)):
         mine = slice(at, at + n)
         at += n
@@ -208,7 +220,7 @@ def sum_gradients(
         call = outcome.call
         if outcome.tensor is None or call.whom in told: continue  # one that was made again may be answered twice
         told.add(call.whom)
-        if outcome.tensor.isfinite().all(): total.index_add_(0, call.rows, outcome.tensor.to(dtype))
+        if is_finite(outcome.tensor): add_at(total, call.rows, outcome.tensor.to(dtype))
         else:
             outcome.ok = [False] * len(outcome.ok)
             outcome.why = dict.fromkeys(call.uids, f'peer {call.peer_id} returned gradients that are not finite')

@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch, trio
 from fastcore.basics import patch
 from torch import Tensor, nn
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 from ..errors import LahError
 from .dispatch import Ask, Call, Outcome, gather_outputs, group_pairs, keep_pairs, stand_ins, sum_gradients
 from .gating import Balance, Gate, mix, mix_gradient, mixing_weights, score_of, search, search_path
+from .picking import pick
 from .roster import looks_ahead
 from .rounds import make_calls
 from .rows import Memory, as_if_alone, check_rows, check_scores, in_backward, in_checkpoint, linear_dtype, rows_at_once
@@ -222,7 +224,8 @@ class _Exchange:
         self.chooser = _Chooser(layer, scores, self.spans)
         self.cells = torch.full((batch, layer.k, len(layer.grid)), -1)
         self.answered = torch.zeros(batch, layer.k, dtype=torch.bool)
-        self.outputs = torch.zeros(batch, layer.k, *self.row, dtype=torch.promote_types(rows.dtype, torch.float32))
+        none = torch.zeros((), dtype=torch.promote_types(rows.dtype, torch.float32))
+        self.outputs = none.expand(batch, layer.k, *self.row)  # takes no memory; answers take its place
         self.calls = []  # what was answered: (row, expert) pairs by peer
         self.updates = {}  # (peer, uid) -> its optimizer's steps when it answered
 
@@ -239,12 +242,12 @@ def _plan(exchange: _Exchange, which: Tensor) -> list[Call]:
     "The calls for the experts that rows `which` have chosen"
     layer, cells = exchange.layer, exchange.cells
     roster = layer.swarm.roster
-    flat = torch.zeros(cells.shape[:2], dtype=torch.long)
-    for i, size in enumerate(layer.grid): flat = flat * size + cells[..., i].clamp(min=0)
-    wanted = torch.zeros_like(flat, dtype=torch.bool)
-    wanted[which] = cells[which][..., 0] >= 0
-    codes, numbers = flat[wanted].unique(return_inverse=True)
-    experts = torch.full_like(flat, -1)
+    flat = np.zeros(cells.shape[:2], dtype=np.int64)
+    for i, size in enumerate(layer.grid): flat = flat * size + cells[..., i].numpy().clip(0)
+    wanted = np.zeros(flat.shape, dtype=bool)
+    wanted[which.numpy()] = pick(cells[..., 0], which).numpy() >= 0
+    codes, numbers = np.unique(flat[wanted], return_inverse=True)
+    experts = np.full_like(flat, -1)
     experts[wanted] = numbers
     uids, hosts = [], []
     for code in codes.tolist():
@@ -253,7 +256,7 @@ def _plan(exchange: _Exchange, which: Tensor) -> list[Call]:
         hosts.append(roster.choose(found) if found else None)
     exchange.chosen.update(uids)
     exchange.report.experts = len(exchange.chosen)
-    return group_pairs(experts, layer.k, uids, hosts)
+    return group_pairs(torch.from_numpy(experts), layer.k, uids, hosts)
 
 def _dtype_of(exchange: _Exchange, call: Call) -> torch.dtype:
     "What the experts of a call compute in"
@@ -261,8 +264,13 @@ def _dtype_of(exchange: _Exchange, call: Call) -> torch.dtype:
     named = next((DTYPES.get(host.schema.dtype) for host in hosts if host.peer_id == call.peer_id), None)
     return named if named is not None and named.is_floating_point else torch.float32
 
+def _sent(t: Tensor, at: Tensor, dtype: torch.dtype) -> Tensor:
+    "Rows for a call: a copy, for they may be looked at (audits do) when the batch is over, and its tensors hold something else"
+    rows = pick(t, at).to(dtype)
+    return rows.clone() if rows.data_ptr() == t.data_ptr() else rows
+
 def _forward_ask(exchange: _Exchange, call: Call) -> Ask:
-    rows = exchange.rows[call.rows].to(_dtype_of(exchange, call))
+    rows = _sent(exchange.rows, call.rows, _dtype_of(exchange, call))
     answer = Spec(DTYPE_NAMES[rows.dtype], (len(call.pairs), *exchange.row))
     id = exchange.rng.randbytes(16) if exchange.layer.hurry else b''  # its host computes it once, however often it comes
     return Ask(call, 'call.forward', call.meta(exchange.seed, id), [rows, call.index], answer)
@@ -293,12 +301,13 @@ def _make_forward_calls(exchange: _Exchange, calls: list[Call], which: Tensor):
     outputs, answered = gather_outputs(outcomes, batch, k, exchange.row, exchange.outputs.dtype)
     exchange.chooser.dead.update(_count(exchange, outcomes))
     # rows that choose again start from nothing: their earlier answers were too few
-    exchange.outputs[which], exchange.answered[which] = outputs[which], answered[which]
+    if len(which) == batch: exchange.outputs, exchange.answered = outputs, answered
+    else: exchange.outputs[which], exchange.answered[which] = outputs[which], answered[which]
     again = torch.zeros(batch, dtype=torch.bool).index_fill_(0, which, True)
     for outcome in outcomes:
         for uid, n in outcome.updates.items(): exchange.updates[outcome.call.peer_id, uid] = n
     kept = [keep_pairs(call, ~again[call.pairs // k]) for call in exchange.calls]
-    kept += [keep_pairs(outcome.call, outcome.answered) for outcome in outcomes]
+    kept += [outcome.kept for outcome in outcomes]
     exchange.calls = [call for call in kept if call.uids]
 
 # %% ../../nbs/mixture/09_dmoe.ipynb #0000002d
@@ -386,7 +395,7 @@ def _explain(exchange: _Exchange, lacking: int) -> str:
 # %% ../../nbs/mixture/09_dmoe.ipynb #00000010
 def _backward_ask(exchange: _Exchange, call: Call, grad: Tensor, weights: Tensor) -> Ask:
     dtype = _dtype_of(exchange, call)
-    tensors = [exchange.rows[call.rows].to(dtype), call.index, grad[call.rows].to(dtype), weights[call.pairs]]
+    tensors = [_sent(exchange.rows, call.rows, dtype), call.index, _sent(grad, call.rows, dtype), pick(weights, call.pairs)]
     answer = Spec(DTYPE_NAMES[dtype], (len(call.rows), *exchange.row))
     meta = call.meta(exchange.seed, exchange.rng.randbytes(16), exchange.layer.expert_rate)
     return Ask(call, 'call.backward', meta, tensors, answer)
@@ -394,7 +403,7 @@ def _backward_ask(exchange: _Exchange, call: Call, grad: Tensor, weights: Tensor
 def _rows_of(calls: Sequence[Call], batch: int) -> Tensor:  # (batch,) bool
     "The rows that calls brought an answer for, or are to"
     rows = torch.zeros(batch, dtype=torch.bool)
-    for call in calls: rows[call.rows] = True
+    for call in calls: rows.numpy()[call.rows.numpy()] = True
     return rows
 
 def _staleness(exchange: _Exchange, outcomes: list[Outcome]) -> float | None:

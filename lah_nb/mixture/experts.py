@@ -26,6 +26,7 @@ from torch.optim.adam import adam
 
 from ..errors import LahError
 from .ffn import FeedForward
+from .picking import is_finite, joined
 
 # %% ../../nbs/mixture/01_experts.ipynb #00000006
 class ExpertError(LahError):
@@ -409,7 +410,7 @@ def _run(self: Expert, x: torch.Tensor, seed: int) -> torch.Tensor:
 
 @patch
 def _merge(self: Expert, tensors: list[torch.Tensor]) -> torch.Tensor:
-    return _joined(tensors).to(self.device)
+    return joined(tensors).to(self.device)
 
 @patch
 def forward_batch(
@@ -421,7 +422,7 @@ def forward_batch(
     with torch.no_grad():
         for group in self._groups([seed for _, seed in parts]):
             x, seed = self._merge([parts[i][0] for i in group]), parts[group[0]][1]
-            y = _joined([self._run(piece, seed).cpu() for piece in _pieces(x, self.piece)])
+            y = joined([self._run(piece, seed).cpu() for piece in _pieces(x, self.piece)])
             for i, each in zip(group, _parts(y, [len(parts[i][0]) for i in group])): ys[i] = each
     self.rows_forward += sum(len(x) for x, _ in parts)
     return ys
@@ -433,7 +434,6 @@ def _groups(self: Expert, seeds: list[int | None]) -> list[list[int]]:  # number
     groups = [i for i, seed in enumerate(seeds) if seed is not None], [i for i, seed in enumerate(seeds) if seed is None]
     return [group for group in groups if group]
 
-def _joined(tensors: list[torch.Tensor]) -> torch.Tensor: return tensors[0] if len(tensors) == 1 else torch.cat(tensors)
 def _pieces(x: torch.Tensor, rows: int) -> Sequence[torch.Tensor]: return [x] if len(x) <= rows else x.split(rows)
 def _parts(x: torch.Tensor, sizes: list[int]) -> Sequence[torch.Tensor]: return [x] if len(sizes) == 1 else x.split(sizes)
 
@@ -448,14 +448,10 @@ def forward(
     return self.forward_batch([(x, seed)])[0]
 
 # %% ../../nbs/mixture/01_experts.ipynb #0000002c
-def _finite(t: torch.Tensor) -> bool:
-    # A finite sum proves finite terms and is much quicker to take than `isfinite().all()`; a large sum proves nothing.
-    return not t.is_floating_point() or math.isfinite(t.sum()) or bool(t.isfinite().all())
-
 @patch
 def _refusal(self: Expert, x: torch.Tensor, grad: torch.Tensor) -> BadGradient | None:
     "Why a part is not computed"
-    if not (_finite(x) and _finite(grad)): return BadGradient(f'{self.uid} refused a gradient with NaN or infinity in it')
+    if not (is_finite(x) and is_finite(grad)): return BadGradient(f'{self.uid} refused a gradient with NaN or infinity in it')
     norm = float(torch.linalg.vector_norm(grad.float())) / math.sqrt(len(grad))
     usual = self.screen.usual
     self.screen.note(norm)
@@ -499,7 +495,7 @@ def _accumulate(self: Expert, parts: list[tuple]) -> list[torch.Tensor]:
     "Add the gradients of `parts`, run as one batch, to the flat gradient; give those of the inputs"
     x, grad = self._merge([x for x, *_ in parts]).detach(), self._merge([grad for _, grad, *_ in parts])
     pieces = zip(_pieces(x, self.piece), _pieces(grad, self.piece))
-    gx = _joined([self._backward_piece(*piece, parts[0][2]) for piece in pieces])
+    gx = joined([self._backward_piece(*piece, parts[0][2]) for piece in pieces])
     return list(_parts(gx, [len(x) for x, *_ in parts]))
 
 @patch
@@ -571,7 +567,7 @@ def load_state(
         if tuple(t.shape) != tuple(want[name]):
             raise ExpertError(f'{self.uid}: {name} has shape {tuple(t.shape)} '
                               f'where {tuple(want[name])} is needed', see='checkpoint')
-        if not _finite(t): raise ExpertError(f'{self.uid}: {name} has NaN or infinity in it', see='checkpoint')
+        if not is_finite(t): raise ExpertError(f'{self.uid}: {name} has NaN or infinity in it', see='checkpoint')
     weights = {name.removeprefix('module.'): t for name, t in tensors.items() if name.startswith('module.')}
     self.module.load_state_dict(weights)
     self.moments = {name.removeprefix('optimizer.'): tensors[name].to(self.device, copy=True) for name in extra}

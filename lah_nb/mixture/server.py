@@ -20,6 +20,7 @@ from ..network.dht import DHT
 from ..errors import LahError
 from .experts import Expert, ExpertError, Schema, load_expert, parse_uids, save_expert
 from ..network.calls import Network, Refused, Request
+from .picking import joined, pick, sum_rows
 from .roster import index_entries, is_adopted, read_leaf
 from .runtime import Runtime
 from ..network.spec import WireError
@@ -112,7 +113,7 @@ class Server:
         shape = self.experts[request.meta['uids'][0]].schema.output(x.shape[1:])
         counts = request.meta['counts']
         outputs = [r if isinstance(r, Tensor) else x.new_zeros(n, *shape) for r, n in zip(results, counts)]
-        return self._answer(request, results, spent), [torch.cat(outputs)]
+        return self._answer(request, results, spent), [joined(outputs)]
 
     async def _backward(self, request: Request): return await self._once(request, self._apply)
 
@@ -130,10 +131,10 @@ class Server:
         finally: self._working.pop(key).set()
 
     async def _submit(self, kind, request, tensors, scale=None):
-        index, counts = request.tensors[1].long(), request.meta['counts']
+        index, counts = request.tensors[1], request.meta['counts']
         if len(index) and not 0 <= index.min() <= index.max() < len(tensors[0]):
             raise WireError('index points beyond the rows sent')
-        spread = [t[index] for t in tensors]
+        spread = [pick(t, index) for t in tensors]
         if scale is not None: spread[1] = spread[1] * scale.view(-1, *[1] * (spread[1].dim() - 1))
         xs = spread[0].split(counts)
         grads = spread[1].split(counts) if len(spread) == 2 else [None] * len(counts)
@@ -160,9 +161,10 @@ def _answer(self: Server, request, results, spent) -> dict:
 async def _apply(self: Server, request: Request):
     x, index, grad, scale = request.tensors
     results, spent = await self._submit('backward', request, [x, grad], scale)
-    total = torch.zeros_like(x)
-    for result, at in zip(results, index.long().split(request.meta['counts'])):
-        if isinstance(result, Tensor): total.index_add_(0, at, result)
+    parts = zip(results, index.split(request.meta['counts']))
+    done = [(result, at) for result, at in parts if isinstance(result, Tensor)]
+    if done: total = sum_rows(*(joined(list(tensors)) for tensors in zip(*done)), len(x))
+    else: total = torch.zeros_like(x)
     return self._answer(request, results, spent), [total]
 
 @patch

@@ -27,10 +27,11 @@ _plain_read = TrioTCPStream.read
 
 async def _buffered_read(self, n=None):
     # Noise reads a length of 2 bytes, then a body: one system call for many instead of two for each
-    buffer = getattr(self, 'lah_buffer', b'')
-    if not buffer: buffer = await _plain_read(self, 256 << 10)
-    self.lah_buffer = buffer[n:] if n is not None else b''
-    return buffer[:n] if n is not None else buffer
+    buffer, at = getattr(self, 'lah_buffer', (b'', 0))
+    if at == len(buffer): buffer, at = await _plain_read(self, 256 << 10), 0
+    end = len(buffer) if n is None else min(at + n, len(buffer))
+    self.lah_buffer = (buffer, end) if end < len(buffer) else (b'', 0)
+    return buffer[at:end]
 
 def tune() -> bool:
     "Patch py-libp2p 0.8; returns whether that was done"
@@ -137,20 +138,25 @@ async def _write(self: Link):
             self._wake = trio.Event()
             await self._wake.wait()
             continue
-        batch, size = [], 0
-        while self._queue and size < WRITE:
-            item = self._queue.popleft()
-            if (chunk := next(item[2], None)) is None:
-                self._queued -= item[3]
-                self._room.set()
-                continue
-            batch += chunk
-            size += sum(map(len, chunk))
-            self._queue.append(item)  # to the back: others take their turn
-        if batch:
-            await self.stream.write(b''.join(batch))
-            self.host.traffic.sent += size
-            if size >= WRITE: self.heard = trio.current_time()  # a large message makes progress: no sign of silence
+        if batch := self._next_batch():
+            await self.stream.write(batch)
+            self.host.traffic.sent += len(batch)
+            if len(batch) >= WRITE: self.heard = trio.current_time()  # a large message makes progress: no sign of silence
+
+@patch
+def _next_batch(self: Link) -> bytes:
+    "What is written next: a chunk, or several small ones. A function, whose variables hold no tensor when there is nothing to write"
+    batch, size = [], 0
+    while self._queue and size < WRITE:
+        item = self._queue.popleft()
+        if (chunk := next(item[2], None)) is None:
+            self._queued -= item[3]
+            self._room.set()
+            continue
+        batch += chunk
+        size += sum(map(len, chunk))
+        self._queue.append(item)  # to the back: others take their turn
+    return b''.join(batch)
 
 # %% ../../nbs/network/05_link.ipynb #0000000c
 @patch
@@ -164,12 +170,17 @@ async def _read(self: Link):
         if not data: return assembler.close()
         self.heard = trio.current_time()
         self.host.traffic.received += len(data)
-        for kind, id, header, body in assembler.feed(data):
-            if kind == CANCEL:
-                if scope := self._handlers.get(id): scope.cancel()
-            elif kind == RESPONSE:
-                if pending := self._pending.get(id): pending.finish((header, body))
-            else: self.nursery.start_soon(self._handle, id, header, body)
+        self._take(assembler.feed(data))
+
+@patch
+def _take(self: Link, messages):
+    "See to what has come; a function, whose variables do not hold the last message, and what it answers, until the next one"
+    for kind, id, header, body in messages:
+        if kind == CANCEL:
+            if scope := self._handlers.get(id): scope.cancel()
+        elif kind == RESPONSE:
+            if pending := self._pending.get(id): pending.finish((header, body))
+        else: self.nursery.start_soon(self._handle, id, header, body)
 
 # %% ../../nbs/network/05_link.ipynb #00000017
 @patch

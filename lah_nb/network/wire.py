@@ -9,7 +9,7 @@ __all__ = ['REQUEST', 'RESPONSE', 'DATA', 'CANCEL', 'CHUNK', 'Header', 'pack', '
 # %% ../../nbs/network/01_wire.ipynb #00000003
 import struct
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field as field_of
 from typing import TYPE_CHECKING
 
 import msgpack
@@ -119,9 +119,9 @@ def chunks(
 @dataclass
 class _Partial:
     kind: int
-    header_bytes: int
-    body_bytes: int
-    data: bytearray  # the header's bytes first, then the body's
+    data: bytearray = field_of(default_factory=bytearray)  # the prefix and the header first, then the body
+    header_bytes: int | None = None  # None: the prefix is not here yet
+    body_bytes: int = 0
     header: Header | None = None
     keep: bool = True
     seen: int = 0  # body bytes that came, kept or not
@@ -138,58 +138,55 @@ class Assembler:
     ):
         self.accept = accept
         self.max_open, self.max_bytes = max_open, max_bytes
-        self._buffer, self._open = bytearray(), {}
+        self._head, self._open = bytearray(), {}
+        self._id, self._left = 0, 0  # of the chunk that is coming: its message, and bytes of it that are not here
 
     def feed(self, data: bytes) -> Iterator[tuple[int, int, Header | None, bytearray]]:
         "(kind, id, header, body) for each message that `data` completes; a `CANCEL` has no header"
-        self._buffer += data
-        at, buffer = 0, self._buffer
-        try:
-            while len(buffer) - at >= _CHUNK.size:
-                kind, id, size = _CHUNK.unpack_from(buffer, at)
-                if size > CHUNK or not REQUEST <= kind <= CANCEL:
-                    raise WireError(f'bad chunk: kind {kind}, {size} bytes')
-                if len(buffer) - at < _CHUNK.size + size: break
-                start = at + _CHUNK.size
-                at = start + size
-                with memoryview(buffer) as view: payload = bytes(view[start:at])
-                if done := self._chunk(kind, id, payload): yield done
-        finally: del buffer[:at]
+        data = memoryview(data)
+        while len(data):
+            if self._left:
+                payload, data = data[:self._left], data[self._left:]
+                self._left -= len(payload)
+                done = self._grow(self._id, payload)
+            else:
+                need = _CHUNK.size - len(self._head)
+                self._head += data[:need]
+                data = data[need:]
+                if len(self._head) < _CHUNK.size: return
+                kind, self._id, self._left = _CHUNK.unpack(self._head)
+                self._head.clear()
+                done = self._begin(kind, self._id, self._left)
+            if done: yield done
 
     def close(self):
         "The stream has ended; a message that is half-way was cut off"
-        if self._buffer or self._open:
+        if self._head or self._left or self._open:
             raise WireError(f'stream ended in the middle of {max(1, len(self._open))} message(s)')
 
 # %% ../../nbs/network/01_wire.ipynb #0000001d
 @patch
-def _chunk(self: Assembler, kind, id, payload):
+def _begin(self: Assembler, kind: int, id: int, size: int):
+    "A chunk of so many bytes follows"
+    if size > CHUNK or not REQUEST <= kind <= CANCEL: raise WireError(f'bad chunk: kind {kind}, {size} bytes')
     if kind == CANCEL:
         self._open.pop(id, None)
         return kind, id, None, bytearray()
-    if kind == DATA:
-        # the rest of a message that was cancelled meanwhile is not an error
-        if (part := self._open.get(id)) is None: return None
-    else:
-        if id in self._open: raise WireError(f'message {id} begins twice')
-        if len(payload) < _PREFIX.size: raise WireError('first chunk too short')
-        header_bytes, body_bytes = _PREFIX.unpack_from(payload)
-        if header_bytes > MAX_HEADER or body_bytes > MAX_BODY:
-            raise WireError(f'announces a header of {header_bytes} and a body of '
-                            f'{body_bytes} bytes (limits {MAX_HEADER}, {MAX_BODY})')
-        announced = sum(p.header_bytes + p.body_bytes for p in self._open.values())
-        if len(self._open) >= self.max_open or announced + body_bytes > self.max_bytes:
-            raise WireError('too many messages half-way on one stream')
-        part = self._open[id] = _Partial(kind, header_bytes, body_bytes, bytearray())
-        payload = payload[_PREFIX.size:]
-    return self._grow(id, part, payload)
+    if kind == DATA: return
+    if id in self._open: raise WireError(f'message {id} begins twice')
+    if size < _PREFIX.size: raise WireError('first chunk too short')
+    if len(self._open) >= self.max_open: raise WireError('too many messages half-way on one stream')
+    self._open[id] = _Partial(kind)
 
 @patch
-def _grow(self: Assembler, id, part, payload):
+def _grow(self: Assembler, id: int, payload: memoryview):
+    "Some bytes of a message; they are copied once, to where its tensors will lie"
+    # the rest of a message that was cancelled meanwhile is not an error
+    if (part := self._open.get(id)) is None: return None
+    if part.header_bytes is None: payload = self._read_prefix(part, payload)
+    if part.header_bytes is None: return None
     if part.header is None:
-        need = part.header_bytes - len(part.data)
-        part.data += payload[:need]
-        payload = payload[need:]
+        payload = _move(payload, part.data, part.header_bytes)
         if len(part.data) < part.header_bytes: return None
         part.header, part.data = read_header(bytes(part.data), part.body_bytes), bytearray()
         part.keep = self.accept(part.kind, id, part.header)
@@ -199,3 +196,23 @@ def _grow(self: Assembler, id, part, payload):
     if part.seen < part.body_bytes: return None
     del self._open[id]
     return (part.kind, id, part.header, part.data) if part.keep else None
+
+@patch
+def _read_prefix(self: Assembler, part: _Partial, payload: memoryview) -> memoryview:  # what is left of it
+    payload = _move(payload, part.data, _PREFIX.size)
+    if len(part.data) < _PREFIX.size: return payload
+    header_bytes, body_bytes = _PREFIX.unpack(part.data)
+    if header_bytes > MAX_HEADER or body_bytes > MAX_BODY:
+        raise WireError(f'announces a header of {header_bytes} and a body of '
+                        f'{body_bytes} bytes (limits {MAX_HEADER}, {MAX_BODY})')
+    announced = sum(p.header_bytes + p.body_bytes for p in self._open.values() if p.header_bytes is not None)
+    if announced + body_bytes > self.max_bytes: raise WireError('too many messages half-way on one stream')
+    part.header_bytes, part.body_bytes = header_bytes, body_bytes
+    part.data.clear()
+    return payload
+
+def _move(payload: memoryview, data: bytearray, size: int) -> memoryview:
+    "Fill `data` up to `size` bytes; what is left of the payload"
+    need = size - len(data)
+    data += payload[:need]
+    return payload[need:]

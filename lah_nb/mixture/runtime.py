@@ -175,7 +175,7 @@ async def submit(
     parts: list[tuple],  # `(uid, x, grad, seed)`, and perhaps a `rate`; `grad` is `None` in a forward
     deadline: float,  # on trio's clock
     spent: dict[str, float] | None = None,  # is told `queued` and `computed`, in seconds, and `updates` of each part's expert right after it
-    *, caller: str = '',  # who takes turns with others, and may fill half of the queue; '' may fill it all
+    *, caller: str = '',  # who takes turns with others, and may have as much of the queue as it leaves to them; '' may fill it all
 ) -> list[torch.Tensor | LahError]:
     "One answer for each part, in order: a tensor, or the error that it met"
     if not self._running: raise RuntimeStopped('this runtime is not running')
@@ -188,9 +188,9 @@ async def submit(
     if self.queued_rows and self.queued_rows + rows > self.max_queued_rows:  # what comes first is taken, whatever its size
         raise Overloaded(f'{self.queued_rows} rows wait already, '
                          f'{rows} more exceed {self.max_queued_rows}; try another peer')
-    own = self._waiting.get(caller, 0)
-    if caller and own and own + rows > self.max_queued_rows // 2:
-        raise Overloaded(f'{own} rows of yours wait already, {rows} more exceed your half of {self.max_queued_rows}; try another peer')
+    own, left = self._waiting.get(caller, 0), self.max_queued_rows - self.queued_rows - rows
+    if caller and own and own + rows > left:  # as in `network.shares`
+        raise Overloaded(f'{own} rows of yours wait already, {rows} more would leave less to others ({self.queued_rows} of {self.max_queued_rows} wait); try another peer')
     if not waiting: return call.results
     call.missing, start = len(waiting), trio.current_time()
     self._line_up(waiting)

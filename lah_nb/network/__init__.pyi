@@ -9,6 +9,7 @@ from .wire import (
     read_header as read_header,
     unpack as unpack,
 )
+from .shares import Busy as Busy, Limits as Limits, Rate as Rate, Share as Share
 from .calls import (
     Answer as Answer,
     CallError as CallError,

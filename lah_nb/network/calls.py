@@ -24,6 +24,7 @@ from nacl.exceptions import BadSignatureError
 from nacl.signing import VerifyKey
 
 from ..errors import LahError
+from .shares import Limits
 from .spec import Spec, WireError
 from .wire import Header, pack, read_header, unpack
 
@@ -185,7 +186,7 @@ class MemoryNetwork:
         self.hub = hub
         self.identity, self.peer_id = identity, peer_id_of(identity)
         self.addrs = self.reach = [f'/memory/{self.peer_id}']
-        self.methods = ping_methods()
+        self.methods, self.limits = ping_methods(), Limits()
         self.silent, self.calls = False, 0
 
     def serve(self, method, handler, check=None): self.methods[method] = Served(handler, check)
@@ -228,13 +229,17 @@ async def _answer(self: MemoryNetwork, caller, message, codec, reply, done):
     if self.silent or self.peer_id not in self.hub.peers: await trio.sleep_forever()
     header, body = _received(message)
     try:
+        self.limits.rate.take(caller)
         method, seconds, args = open_envelope(header.meta, self.methods)
         served = self.methods[method]
         if served.check: served.check(caller, args, header.specs)
-        with trio.move_on_after(seconds):
-            _, sent = unpack(header, body)
-            meta, tensors = await served.handler(Request(caller, method, args, sent, trio.current_time() + seconds))
-            reply.append(pack({'ok': meta}, tuple(tensors), codec))
+        self.limits.begin(caller, header.body_bytes)
+        try:
+            with trio.move_on_after(seconds):
+                _, sent = unpack(header, body)
+                meta, tensors = await served.handler(Request(caller, method, args, sent, trio.current_time() + seconds))
+                reply.append(pack({'ok': meta}, tuple(tensors), codec))
+        finally: self.limits.end(caller, header.body_bytes)
     except LahError as error: reply.append(pack(refusal(error)))
     if not self.silent and reply: done.set()
 

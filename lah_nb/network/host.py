@@ -4,10 +4,12 @@
 
 # %% auto #0
 __all__ = ['LOOK_AT_CARDS', 'CONNECT_TIMEOUT', 'RELAY_AFTER', 'PING_AFTER', 'SILENT_AFTER', 'SLOWEST_LINK', 'MOST_PLACES',
-           'NAME_TIMEOUT', 'MOST_KNOWN', 'MOST_HINTS', 'NEXT_ADDR', 'Host', 'Peer', 'start_owned', 'stop_owned']
+           'NAME_TIMEOUT', 'MOST_STREAMS', 'MOST_KNOWN', 'MOST_HINTS', 'NEXT_ADDR', 'Host', 'Peer', 'start_owned',
+           'stop_owned']
 
 # %% ../../nbs/network/07_host.ipynb #00000003
 import logging, os, threading
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field as dataclass_field
 
@@ -31,6 +33,7 @@ from .link import Link, Traffic, quietly
 from .calls import (
     CallTimeout, PROTOCOLS, Served, Unreachable, envelope, load_identity, new_identity, open_answer, peer_id_of, ping_methods)
 from .portal import close_portal, open_portal
+from .shares import Limits
 from .relay import Relay, accept_circuits, dial_circuit
 from .wire import pack, unpack
 
@@ -66,6 +69,7 @@ class Host:
         self.announced = announced_addrs(announce, self.peer_id)
         self.relay, self.punch = relay, punch
         self.methods, self.traffic = ping_methods(), Traffic()
+        self.limits = Limits()  # of what others may have under way here
         self.key, self._members = load_key(), {}  # of the swarm; the peers that have shown that they have it
         self.instance, self.started = os.urandom(8).hex(), 0.  # tells this process from another of the same identity
         self.addrs, self.listening = [], []  # where it can be dialled; where it listens
@@ -75,6 +79,7 @@ class Host:
         self._links, self._opening = {}, {}  # both by (peer, protocol)
         self._dialling = {}     # peer -> what is set when it has been dialled
         self._where = {}        # peer -> its addresses, names among them, those learnt last first
+        self._came = Counter()  # peer -> streams that it has opened to this one
         self._retired = []      # links through a relay that are not needed any more
         self._through = {}      # peer -> {relay: its address}
         self._hints = {}        # peer -> what others say of where it is
@@ -141,6 +146,7 @@ def parity(self: Host, link) -> int:
     return int(self.peer_id > link.peer_id)
 
 MOST_PLACES, NAME_TIMEOUT = 24, 3.  # addresses kept of a peer; seconds for a nameserver
+MOST_STREAMS = 16       # that one peer may open here; it needs one for each protocol
 MOST_KNOWN, MOST_HINTS = 16384, 512  # peers whose addresses are kept, and that are known by hearsay
 _P2P = 0x01a5  # the code of /p2p/ in a multiaddr
 
@@ -431,7 +437,13 @@ async def _enter(self: Host, link: Link):
 @patch
 def _inbound(self: Host, protocol: str):
     async def handler(stream):
-        await self._adopt(Link(stream, str(stream.muxed_conn.peer_id), self, protocol)).run()
+        caller = str(stream.muxed_conn.peer_id)
+        if self._came[caller] >= MOST_STREAMS:
+            _log.info('peer %s has %d streams open here: the next is closed', caller, MOST_STREAMS)
+            return await quietly(stream.reset)
+        self._came[caller] += 1
+        try: await self._adopt(Link(stream, caller, self, protocol)).run()
+        finally: self._came -= Counter([caller])
     return handler
 
 # %% ../../nbs/network/07_host.ipynb #0000000c

@@ -156,6 +156,10 @@ class Assembler:
                 if done := self._chunk(kind, id, payload): yield done
         finally: del buffer[:at]
 
+    def forget(self, id: int):
+        "Drop the rest of a message that is half-way"
+        self._open.pop(id, None)
+
     def close(self):
         "The stream has ended; a message that is half-way was cut off"
         if self._buffer or self._open:

@@ -114,7 +114,7 @@ class End:
     def __init__(self, parity=0):
         self.methods, self.parity = {'call.sleepy': Served(sleepy, None)}, lambda link: parity
         self.traffic, self.limits = Traffic(), Limits()
-    def admits(self, peer_id): return True
+    def refusal(self, peer_id, method): return None
 
 
 def linked(story):

@@ -503,6 +503,12 @@ def make_parser() -> argparse.ArgumentParser:
     for add in COMMANDS:
         p = add(commands)
         p.add_argument('--swarm-key', metavar='FILE', help='the key of a swarm that has one (default: the file that LAH_SWARM_KEY names)')
+        p.add_argument(
+            '--allow', metavar='FILE',
+            help='who may join: a file with a peer id a line, read again when it changes, or peer ids, separated by commas '
+                 '(default: the list that LAH_SWARM_ALLOW names; without one anybody may)')
+        if not any('--identity' in action.option_strings for action in p._actions):
+            p.add_argument('--identity', metavar='FILE', help='keep the peer id here, for swarms that have a list of members')
         p.add_argument('--json', action='store_true', help='print one JSON object as the last line of stdout')
         p.add_argument('--log-json', action='store_true', help='log to stderr what happens, one JSON object a line')
         p.add_argument('--verbose', '-v', action='store_true', help='log what happens to stderr')
@@ -512,7 +518,9 @@ def make_parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> int:
     "The `lah-nb` command; returns its exit code"
     args = make_parser().parse_args(argv)
-    if getattr(args, 'swarm_key', None): os.environ['LAH_SWARM_KEY'] = os.path.abspath(os.path.expanduser(args.swarm_key))
+    if args.swarm_key: os.environ['LAH_SWARM_KEY'] = os.path.abspath(os.path.expanduser(args.swarm_key))
+    if args.allow: os.environ['LAH_SWARM_ALLOW'] = args.allow
+    if args.identity and args.command != 'peer': os.environ['LAH_IDENTITY'] = args.identity
     set_up_logs(verbose=args.verbose, as_json=args.log_json)
     try: result = args.run(args)
     except BaseException as error:

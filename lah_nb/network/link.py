@@ -18,8 +18,7 @@ from libp2p.network.connection import swarm_connection
 from libp2p.stream_muxer.yamux import yamux
 
 from ..errors import LahError
-from .key import SwarmKeyError
-from .calls import Request, open_answer, open_envelope, refusal
+from .calls import Request, open_answer, open_envelope, refusal as as_answer
 from .portal import unwrap
 from .spec import MAX_BODY, WireError
 from .wire import CANCEL, CHUNK, REQUEST, RESPONSE, Assembler, chunks, pack, unpack
@@ -101,7 +100,7 @@ class Link:
         self,
         stream,  # has `read`, `write` and `reset`
         peer_id: str,  # who is at the other end
-        host,  # has `methods`, `traffic`, `limits`, and `parity`, which tells the two ends' request ids apart
+        host,  # has `methods`, `traffic`, `limits`, `refusal`, and `parity`, which tells the two ends' request ids apart
         protocol: str,  # 'call' or 'dht'
     ):
         self.stream, self.host = stream, host
@@ -236,14 +235,12 @@ def _accept(self: Link, kind, id, header) -> bool:
     try:
         self.host.limits.rate.take(self.peer_id)
         method, seconds, args = open_envelope(header.meta, self.host.methods)
-        if not self.host.admits(self.peer_id) and method != f'{self.protocol}.enter':
-            raise SwarmKeyError('this swarm has a key: get its file from whoever runs the swarm, and start with '
-                                '--swarm-key FILE, or LAH_SWARM_KEY=FILE')
+        if refusal := self.host.refusal(self.peer_id, method): raise refusal
         if id in self._handlers: raise LahError(f'request {id} is being worked on')
         if check := self.host.methods[method].check: check(self.peer_id, args, header.specs)
         self.host.limits.begin(self.peer_id, header.body_bytes)
     except LahError as error:
-        self._send(RESPONSE, id, pack(refusal(error)))
+        self._send(RESPONSE, id, pack(as_answer(error)))
         return False
     self._held += header.body_bytes
     self._handlers[id] = _Work(header.body_bytes, trio.CancelScope(deadline=trio.current_time() + seconds))
@@ -285,10 +282,10 @@ async def _handle(self: Link, id, header, body):
             request = Request(self.peer_id, method, args, tensors, scope.deadline)
             meta, tensors = await self.host.methods[method].handler(request)
             self._send(RESPONSE, id, pack({'ok': meta}, tuple(tensors), codec), answered=True)
-    except LahError as error: self._send(RESPONSE, id, pack(refusal(error)))
+    except LahError as error: self._send(RESPONSE, id, pack(as_answer(error)))
     except Exception as error:
         _log.exception('handler of %s failed on a request of peer %s', method, self.peer_id)
-        self._send(RESPONSE, id, pack(refusal(error)))
+        self._send(RESPONSE, id, pack(as_answer(error)))
     finally: self._end(id)
 
 # %% ../../nbs/network/05_link.ipynb #0000000e

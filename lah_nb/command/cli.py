@@ -375,10 +375,13 @@ def _share(text: str) -> float:
     raise argparse.ArgumentTypeError(f'a share from 0 to below 1 is wanted, not {text!r}')
 
 def _add_simulate(commands):
-    about = 'Simulate many peers in virtual time: how the index of experts fares, and what it costs each of them.'
-    p = commands.add_parser('simulate', help='many peers in virtual time', description=about)
-    p.add_argument('what', choices=['index'], help='the index of experts: a grid of 16x16, each peer hosts one of them')
-    p.add_argument('--peers', type=_positive, default=1000, metavar='N', help=f'how many {_DEFAULT}')
+    about = """Simulate peers in virtual time. index: how the index of experts fares with many peers, and what it costs each of them.
+        chaos: faults by a seed on hosts and trainers, then all is healed and must come to rest; ends with 1 if something wrong
+        was accepted, or something is not as it should be, and says how to run it again."""
+    p = commands.add_parser('simulate', help='many peers, or many faults, in virtual time', description=about)
+    p.add_argument('what', choices=['index', 'chaos'], help='index: a grid of 16x16, each peer hosts one expert; chaos: each hosts two')
+    p.add_argument('--peers', type=_positive, metavar='N', help='how many (default: 1000; of chaos 6, and two trainers)')
+    p.add_argument('--runs', type=_positive, default=1, metavar='N', help=f'of chaos: so many seeds, one after another {_DEFAULT}')
     p.add_argument('--dead', type=_share, default=0.2, metavar='P', help=f'share of them that falls silent {_DEFAULT}')
     p.add_argument('--seed', type=int, default=0, help=f'the same seed gives the same figures {_DEFAULT}')
     p.add_argument('--record', type=_new_file, metavar='FILE', help='write there what happens, for Recording to play')
@@ -386,10 +389,22 @@ def _add_simulate(commands):
     return p
 
 def _simulate(args) -> dict:
+    if args.what == 'chaos': return _simulate_chaos(args)
     from lah_nb.simulation.scale import simulate
-    told = simulate(args.peers, dead=args.dead, seed=args.seed, record=args.record)
+    told = simulate(args.peers or 1000, dead=args.dead, seed=args.seed, record=args.record)
     for name, value in told.items(): say(f'{name:>15} {value if isinstance(value, str) else format(value, ",")}')
     return told
+
+def _simulate_chaos(args) -> dict:
+    from lah_nb.simulation.chaos import chaos
+    runs = []
+    for seed in range(args.seed, args.seed + args.runs):
+        runs.append(told := chaos(seed, hosts=args.peers or 6))
+        say(f'seed {seed}: {len(told["faults"])} faults, at rest after {told["rest_s"]} s, {told["answered"]} calls answered, {told["lost"]} lost')
+        if told['good']: continue
+        for each in [*told['faults'], *told['wrong'], *told['troubles']]: say(f'  {each}', logging.ERROR)
+        say(f'again: {told["again"]}', logging.ERROR)
+    return {'good': all(told['good'] for told in runs), 'runs': runs}
 
 # %% ../../nbs/command/05_cli.ipynb #0000000d
 _CODECS = ['none', 'float16', 'bfloat16', 'blockwise8']

@@ -202,11 +202,13 @@ class MemoryNetwork:
         if there is None: raise Unreachable(peer_id, method, 'no such peer')
         with trio.move_on_after(timeout):
             if self.silent: await trio.sleep_forever()
-            await trio.sleep(self.hub.latency(self.peer_id, peer_id))
-            done = trio.Event()
-            self.hub.nursery.start_soon(there._answer, self.peer_id, message, codec, reply, done)
-            await done.wait()
-            await trio.sleep(self.hub.latency(peer_id, self.peer_id))
+            await self.hub.travel(self.peer_id, peer_id)
+            done, scope = trio.Event(), trio.CancelScope()
+            self.hub.deliver(there, self.peer_id, message, codec, reply, done, scope)
+            try: await done.wait()
+            finally:
+                if not done.is_set(): self.hub.nursery.start_soon(self.hub.give_up, self.peer_id, peer_id, scope)
+            await self.hub.travel(peer_id, self.peer_id)
             header, body = _received(reply[0])
             args = open_answer(peer_id, method, header.meta)
             if check: check(peer_id, args, header.specs)
@@ -260,6 +262,21 @@ class MemoryHub:
         network = MemoryNetwork(self, new_identity(self.random.randbytes(32)))
         self.peers[network.peer_id] = network
         return network
+
+    async def travel(self, here: str, there: str):
+        "Take as long as a message takes"
+        await trio.sleep(self.latency(here, there))
+
+    def deliver(self, there: MemoryNetwork, caller: str, message: list, codec: str, reply: list, done: trio.Event, scope: trio.CancelScope):
+        "A request has come to a peer: it is answered in a task of its own"
+        async def answer():
+            with scope: await there._answer(caller, message, codec, reply, done)
+        self.nursery.start_soon(answer)
+
+    async def give_up(self, here: str, there: str, scope: trio.CancelScope):
+        "Tell a peer that nobody waits for its answer any more"
+        await self.travel(here, there)
+        scope.cancel()
 
     async def __aenter__(self):
         self._scope = _closing(self)

@@ -1,2 +1,4 @@
 from .world import in_virtual_time as in_virtual_time, World as World
 from .scale import simulate as simulate
+from .faults import Fault as Fault, schedule as schedule, Stormy as Stormy
+from .chaos import chaos as chaos

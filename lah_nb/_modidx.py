@@ -205,6 +205,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                        'lah_nb.mixture.copies.Copies._due': ('mixture/copies.html#copies._due', 'lah_nb/mixture/copies.py'),
                                        'lah_nb.mixture.copies.Copies._give': ( 'mixture/copies.html#copies._give',
                                                                                'lah_nb/mixture/copies.py'),
+                                       'lah_nb.mixture.copies.Copies._hear_of_newer': ( 'mixture/copies.html#copies._hear_of_newer',
+                                                                                        'lah_nb/mixture/copies.py'),
                                        'lah_nb.mixture.copies.Copies._keep': ( 'mixture/copies.html#copies._keep',
                                                                                'lah_nb/mixture/copies.py'),
                                        'lah_nb.mixture.copies.Copies._send': ( 'mixture/copies.html#copies._send',

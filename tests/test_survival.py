@@ -248,6 +248,26 @@ def test_a_host_that_starts_again_goes_on_from_the_newest_state_and_is_the_only_
     story(main)
 
 
+def test_a_host_that_began_from_nothing_hears_from_a_holder_that_there_is_more(monkeypatch):
+    "Nobody had answered in time when it began, so it went on from 0 updates, and holders kept the rest for nobody"
+    async def main(swarm):
+        b, c = [await swarm.host(f'ffn.{i}') for i in (1, 2)]
+        learn(expert := quick('ffn.0'), 5)
+        a = await swarm.host(experts=[expert])
+        await trio.sleep(20)
+        swarm.kill(a)
+        async def nobody_answers(adoption): pass
+        monkeypatch.setattr('lah_nb.mixture.adoption.Adoption.catch_up', nobody_answers)
+        again = await swarm.host('ffn.0')
+        assert again.server.experts['ffn.0'].updates == 0
+        await trio.sleep(20)
+        assert again.server.experts['ffn.0'].updates == 5 and hosts_of('ffn.0', again, b, c) == [again]
+        learn(again.server.experts['ffn.0'])
+        await trio.sleep(60)  # only who has just come asks that
+        assert again.server.experts['ffn.0'].updates == 6
+    story(main)
+
+
 def test_adopted_experts_are_free_for_a_peer_that_wants_them():
     async def main(swarm):
         a = await swarm.host('ffn.0', 'ffn.1')

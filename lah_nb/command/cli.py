@@ -399,8 +399,14 @@ def _add_simulate(commands) -> list:
     training.add_argument('--delay', type=_amount, default=0., metavar='MS', help='mean delay of each message, one way (default: none)')
     training.add_argument('--drop', type=_share, default=0., metavar='P', help='share of the calls that are lost (default: none)')
     training.set_defaults(run=_simulate_training)
-    for p in index, training: p.add_argument('--seed', type=int, default=0, help=f'the same seed gives the same figures {_DEFAULT}')
-    return [index, training]
+    chaos = names.add_parser('chaos', help='faults on hosts and trainers, after which all must come to rest', description=(
+        'Faults by a seed on hosts and trainers, then all is healed and must come to rest; ends with 1 if something wrong was accepted, '
+        'or something is not as it should be, and says how to run it again.'))
+    chaos.add_argument('--peers', type=_positive, default=6, metavar='N', help=f'that host two experts each, beside two trainers {_DEFAULT}')
+    chaos.add_argument('--runs', type=_positive, default=1, metavar='N', help=f'so many seeds, one after another {_DEFAULT}')
+    chaos.set_defaults(run=_simulate_chaos)
+    for p in index, training, chaos: p.add_argument('--seed', type=int, default=0, help=f'the same seed gives the same figures {_DEFAULT}')
+    return [index, training, chaos]
 
 def _simulate_index(args) -> dict:
     from lah_nb.simulation.scale import simulate
@@ -411,6 +417,17 @@ def _simulate_training(args) -> dict:
     names = 'data', 'peers', 'layers', 'batch_size', 'half_life', 'steps', 'seconds', 'in_flight', 'drop', 'seed'
     options = {name: getattr(args, name) for name in names}
     return _say_all(train_rehearsed(**options, grid=tuple(args.grid), delay_ms=args.delay))
+
+def _simulate_chaos(args) -> dict:
+    from lah_nb.simulation.chaos import chaos
+    runs = []
+    for seed in range(args.seed, args.seed + args.runs):
+        runs.append(told := chaos(seed, hosts=args.peers))
+        say(f'seed {seed}: {len(told["faults"])} faults, at rest after {told["rest_s"]} s, {told["answered"]} calls answered, {told["lost"]} lost')
+        if told['good']: continue
+        for each in [*told['faults'], *told['wrong'], *told['troubles']]: say(f'  {each}', logging.ERROR)
+        say(f'again: {told["again"]}', logging.ERROR)
+    return {'good': all(told['good'] for told in runs), 'runs': runs}
 
 def _say_all(told: dict) -> dict:
     for name, value in told.items(): say(f'{name:>16} {format(value, ",") if isinstance(value, (int, float)) else value}')
@@ -533,6 +550,12 @@ def make_parser() -> argparse.ArgumentParser:
 def _add_common(p):
     "What all commands have"
     p.add_argument('--swarm-key', metavar='FILE', help='the key of a swarm that has one (default: the file that LAH_SWARM_KEY names)')
+    p.add_argument(
+        '--allow', metavar='FILE',
+        help='who may join: a file with a peer id a line, read again when it changes, or peer ids, separated by commas '
+             '(default: the list that LAH_SWARM_ALLOW names; without one anybody may)')
+    if not any('--identity' in action.option_strings for action in p._actions):
+        p.add_argument('--identity', metavar='FILE', help='keep the peer id here, for swarms that have a list of members')
     p.add_argument('--json', action='store_true', help='print one JSON object as the last line of stdout')
     p.add_argument('--log-json', action='store_true', help='log to stderr what happens, one JSON object a line')
     p.add_argument('--verbose', '-v', action='store_true', help='log what happens to stderr')
@@ -541,7 +564,9 @@ def _add_common(p):
 def main(argv: list[str] | None = None) -> int:
     "The `lah-nb` command; returns its exit code"
     args = make_parser().parse_args(argv)
-    if getattr(args, 'swarm_key', None): os.environ['LAH_SWARM_KEY'] = os.path.abspath(os.path.expanduser(args.swarm_key))
+    if args.swarm_key: os.environ['LAH_SWARM_KEY'] = os.path.abspath(os.path.expanduser(args.swarm_key))
+    if args.allow: os.environ['LAH_SWARM_ALLOW'] = args.allow
+    if args.identity and args.command != 'peer': os.environ['LAH_IDENTITY'] = args.identity
     set_up_logs(verbose=args.verbose, as_json=args.log_json)
     try: result = args.run(args)
     except BaseException as error:

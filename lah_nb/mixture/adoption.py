@@ -43,6 +43,7 @@ class Adoption:
         self._heard = {}        # peer -> when it last answered
         self._orphans = {}      # uid -> since when it has no host
         self._unwanted = {}     # uid -> since when
+        copies.catch_up = self._catch_up
         self.network.serve('call.adopt', self._take_over, copies.check_state)
         self.network.serve('call.newer', self._newer)
 

@@ -68,6 +68,7 @@ class Copies:
         self.sent = {}          # uid -> (holder, its life) -> (updates that it has confirmed, when)
         self.given = {}         # (uid, peer) -> updates of the state that it fetched here
         self.leaving = self.paused = False
+        self.catch_up = lambda expert, peer: trio.lowlevel.checkpoint()  # awaited where a holder has a newer state
         self._resting = {}      # holder -> until when it is left alone
         self._records, self._lives = {}, {}  # of the other holders, and what they say
         self._life = os.urandom(8).hex()  # who starts again holds nothing
@@ -285,9 +286,16 @@ async def _send(self: Copies, expert: Expert, peers: list[str], lives: dict[str,
             _log.info('no copy of %s on peer %s: %s', expert.uid, peer, error)
             self._resting[peer] = trio.current_time() + PAUSE
             continue
-        kept = answer.get('updates')
+        kept, first = answer.get('updates'), (peer, lives[peer]) not in self.sent.get(expert.uid, {})
+        if first and type(kept) is int and kept > updates: await self._hear_of_newer(expert, peer)
         if type(kept) is int and kept >= updates: self.sent.setdefault(expert.uid, {})[peer, lives[peer]] = updates, trio.current_time()
         await trio.sleep(len(data) / PACE)
+
+@patch
+async def _hear_of_newer(self: Copies, expert: Expert, peer: str):
+    "A holder has more than this peer began with: nobody could tell it then"
+    try: await self.catch_up(expert, peer)
+    except LahError as error: _log.warning('%s goes on from %d updates: %s', expert.uid, expert.updates, error)
 
 @patch
 async def run(self: Copies):

@@ -121,7 +121,9 @@ class Runtime:
         max_queued_rows: int = 65_536,  # beyond this `submit` raises `Overloaded`
         execute: Callable | None = None,  # async, `await execute(fn)` gives `fn()`; by default a thread of its own
         trip: tuple[int, float] = (32, 0.02),  # batches, and seconds of work, after which newcomers are looked at
+        clock: Callable[[], float] = perf_counter,  # by which work is measured; another one in virtual time
     ):
+        self.clock = clock
         self.experts, self.execute = experts, execute
         self.max_batch_size, self.max_step_rows = max_batch_size, max_step_rows
         self.max_queued_rows, self.trip = max_queued_rows, trip
@@ -175,7 +177,7 @@ async def submit(
     parts: list[tuple],  # `(uid, x, grad, seed)`, and perhaps a `rate`; `grad` is `None` in a forward
     deadline: float,  # on trio's clock
     spent: dict[str, float] | None = None,  # is told `queued` and `computed`, in seconds, and `updates` of each part's expert right after it
-    *, caller: str = '',  # who takes turns with others, and may fill half of the queue; '' may fill it all
+    *, caller: str = '',  # who takes turns with others, and may have as much of the queue as it leaves to them; '' may fill it all
 ) -> list[torch.Tensor | LahError]:
     "One answer for each part, in order: a tensor, or the error that it met"
     if not self._running: raise RuntimeStopped('this runtime is not running')
@@ -188,9 +190,9 @@ async def submit(
     if self.queued_rows and self.queued_rows + rows > self.max_queued_rows:  # what comes first is taken, whatever its size
         raise Overloaded(f'{self.queued_rows} rows wait already, '
                          f'{rows} more exceed {self.max_queued_rows}; try another peer')
-    own = self._waiting.get(caller, 0)
-    if caller and own and own + rows > self.max_queued_rows // 2:
-        raise Overloaded(f'{own} rows of yours wait already, {rows} more exceed your half of {self.max_queued_rows}; try another peer')
+    own, left = self._waiting.get(caller, 0), self.max_queued_rows - self.queued_rows - rows
+    if caller and own and own + rows > left:  # as in `network.shares`
+        raise Overloaded(f'{own} rows of yours wait already, {rows} more would leave less to others ({self.queued_rows} of {self.max_queued_rows} wait); try another peer')
     if not waiting: return call.results
     call.missing, start = len(waiting), trio.current_time()
     self._line_up(waiting)
@@ -282,13 +284,13 @@ def _oldest(self: Runtime) -> list[_Batch]:
 @patch
 def _travel(self: Runtime, batches: list[_Batch]):
     "Run `batches` until the trip's time is up, in the device's thread"
-    start = perf_counter()
+    start = self.clock()
     for batch in batches:
-        began = perf_counter()
+        began = self.clock()
         batch.parts = [part for part in batch.parts if not part.call.gone]
         inputs = [(part.x, part.grad, part.seed, part.rate) for part in batch.parts]
         results = run_batch(batch.expert, batch.kind, inputs) if inputs else []
-        batch.ran, now = bool(inputs), perf_counter()
+        batch.ran, now = bool(inputs), self.clock()
         self.batches += batch.ran
         self.served_rows += sum(part.rows for part in batch.parts)  # before those are woken who count them
         for part, result in zip(batch.parts, results):

@@ -9,6 +9,7 @@ from .wire import (
     read_header as read_header,
     unpack as unpack,
 )
+from .shares import Busy as Busy, Limits as Limits, Rate as Rate, Share as Share
 from .calls import (
     Answer as Answer,
     CallError as CallError,
@@ -43,7 +44,14 @@ from .addresses import (
 )
 from .link import Link as Link, Traffic as Traffic
 from .relay import Relay as Relay, RelayError as RelayError
-from .key import load_key as load_key, SwarmKey as SwarmKey, SwarmKeyError as SwarmKeyError
+from .key import (
+    load_key as load_key,
+    load_members as load_members,
+    Members as Members,
+    NotMember as NotMember,
+    SwarmKey as SwarmKey,
+    SwarmKeyError as SwarmKeyError,
+)
 from .host import Host as Host, Peer as Peer
 from .reach import answer_dial_back as answer_dial_back, find_reach as find_reach, Places as Places
 from .records import (

@@ -24,6 +24,7 @@ from nacl.exceptions import BadSignatureError
 from nacl.signing import VerifyKey
 
 from ..errors import LahError
+from .shares import Limits
 from .spec import Spec, WireError
 from .wire import Header, pack, read_header, unpack
 
@@ -185,7 +186,7 @@ class MemoryNetwork:
         self.hub = hub
         self.identity, self.peer_id = identity, peer_id_of(identity)
         self.addrs = self.reach = [f'/memory/{self.peer_id}']
-        self.methods = ping_methods()
+        self.methods, self.limits = ping_methods(), Limits()
         self.silent, self.calls = False, 0
 
     def serve(self, method, handler, check=None): self.methods[method] = Served(handler, check)
@@ -201,11 +202,13 @@ class MemoryNetwork:
         if there is None: raise Unreachable(peer_id, method, 'no such peer')
         with trio.move_on_after(timeout):
             if self.silent: await trio.sleep_forever()
-            await trio.sleep(self.hub.latency(self.peer_id, peer_id))
-            done = trio.Event()
-            self.hub.nursery.start_soon(there._answer, self.peer_id, message, codec, reply, done)
-            await done.wait()
-            await trio.sleep(self.hub.latency(peer_id, self.peer_id))
+            await self.hub.travel(self.peer_id, peer_id)
+            done, scope = trio.Event(), trio.CancelScope()
+            self.hub.deliver(there, self.peer_id, message, codec, reply, done, scope)
+            try: await done.wait()
+            finally:
+                if not done.is_set(): self.hub.nursery.start_soon(self.hub.give_up, self.peer_id, peer_id, scope)
+            await self.hub.travel(peer_id, self.peer_id)
             header, body = _received(reply[0])
             args = open_answer(peer_id, method, header.meta)
             if check: check(peer_id, args, header.specs)
@@ -228,13 +231,17 @@ async def _answer(self: MemoryNetwork, caller, message, codec, reply, done):
     if self.silent or self.peer_id not in self.hub.peers: await trio.sleep_forever()
     header, body = _received(message)
     try:
+        self.limits.rate.take(caller)
         method, seconds, args = open_envelope(header.meta, self.methods)
         served = self.methods[method]
         if served.check: served.check(caller, args, header.specs)
-        with trio.move_on_after(seconds):
-            _, sent = unpack(header, body)
-            meta, tensors = await served.handler(Request(caller, method, args, sent, trio.current_time() + seconds))
-            reply.append(pack({'ok': meta}, tuple(tensors), codec))
+        self.limits.begin(caller, header.body_bytes)
+        try:
+            with trio.move_on_after(seconds):
+                _, sent = unpack(header, body)
+                meta, tensors = await served.handler(Request(caller, method, args, sent, trio.current_time() + seconds))
+                reply.append(pack({'ok': meta}, tuple(tensors), codec))
+        finally: self.limits.end(caller, header.body_bytes)
     except LahError as error: reply.append(pack(refusal(error)))
     if not self.silent and reply: done.set()
 
@@ -255,6 +262,21 @@ class MemoryHub:
         network = MemoryNetwork(self, new_identity(self.random.randbytes(32)))
         self.peers[network.peer_id] = network
         return network
+
+    async def travel(self, here: str, there: str):
+        "Take as long as a message takes"
+        await trio.sleep(self.latency(here, there))
+
+    def deliver(self, there: MemoryNetwork, caller: str, message: list, codec: str, reply: list, done: trio.Event, scope: trio.CancelScope):
+        "A request has come to a peer: it is answered in a task of its own"
+        async def answer():
+            with scope: await there._answer(caller, message, codec, reply, done)
+        self.nursery.start_soon(answer)
+
+    async def give_up(self, here: str, there: str, scope: trio.CancelScope):
+        "Tell a peer that nobody waits for its answer any more"
+        await self.travel(here, there)
+        scope.cancel()
 
     async def __aenter__(self):
         self._scope = _closing(self)

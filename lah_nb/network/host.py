@@ -4,10 +4,12 @@
 
 # %% auto #0
 __all__ = ['LOOK_AT_CARDS', 'CONNECT_TIMEOUT', 'RELAY_AFTER', 'PING_AFTER', 'SILENT_AFTER', 'SLOWEST_LINK', 'MOST_PLACES',
-           'NAME_TIMEOUT', 'MOST_KNOWN', 'MOST_HINTS', 'NEXT_ADDR', 'Host', 'Peer', 'start_owned', 'stop_owned']
+           'NAME_TIMEOUT', 'MOST_STREAMS', 'MOST_KNOWN', 'MOST_HINTS', 'NEXT_ADDR', 'Host', 'Peer', 'start_owned',
+           'stop_owned']
 
 # %% ../../nbs/network/07_host.ipynb #00000003
 import logging, os, threading
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field as dataclass_field
 
@@ -26,11 +28,12 @@ from multiaddr import Multiaddr
 from .addresses import (
     AddressError, ListenError, announced_addrs, check_free, listen_addr, own_addrs, resolve, split_addr, split_circuit)
 from ..errors import LahError
-from .key import SwarmKeyError, load_key
+from .key import SwarmKeyError, load_key, load_members
 from .link import Link, Traffic, quietly
 from .calls import (
     CallTimeout, PROTOCOLS, Served, Unreachable, envelope, load_identity, new_identity, open_answer, peer_id_of, ping_methods)
 from .portal import close_portal, open_portal
+from .shares import Limits
 from .relay import Relay, accept_circuits, dial_circuit
 from .wire import pack, unpack
 
@@ -59,6 +62,8 @@ class Host:
         identity: KeyPair | None = None,
         relay: bool = False,  # pass on traffic for peers that nobody can dial (libp2p circuit relay v2)
         punch: bool = False,  # try to replace circuits by direct connections (libp2p DCUtR); opens a port to do so
+        key: str | os.PathLike | None = None,  # the file with the swarm's key; None: the one that LAH_SWARM_KEY names
+        allow: str | os.PathLike | None = None,  # a list of members: a file, or peer ids; None: the one that LAH_SWARM_ALLOW names
     ):
         self.identity = identity or new_identity()
         self.peer_id = peer_id_of(self.identity)
@@ -66,7 +71,9 @@ class Host:
         self.announced = announced_addrs(announce, self.peer_id)
         self.relay, self.punch = relay, punch
         self.methods, self.traffic = ping_methods(), Traffic()
-        self.key, self._members = load_key(), {}  # of the swarm; the peers that have shown that they have it
+        self.limits = Limits()  # of what others may have under way here
+        self.key, self._members = load_key(key), {}  # of the swarm; the peers that have shown that they have it
+        self.allowed = load_members(allow)  # None: anybody
         self.instance, self.started = os.urandom(8).hex(), 0.  # tells this process from another of the same identity
         self.addrs, self.listening = [], []  # where it can be dialled; where it listens
         self.circuits = []      # where others reach this peer through relays
@@ -75,6 +82,7 @@ class Host:
         self._links, self._opening = {}, {}  # both by (peer, protocol)
         self._dialling = {}     # peer -> what is set when it has been dialled
         self._where = {}        # peer -> its addresses, names among them, those learnt last first
+        self._came = Counter()  # peer -> streams that it has opened to this one
         self._retired = []      # links through a relay that are not needed any more
         self._through = {}      # peer -> {relay: its address}
         self._hints = {}        # peer -> what others say of where it is
@@ -84,7 +92,7 @@ class Host:
             for protocol in PROTOCOLS: self.serve(f'{protocol}.enter', self._admit)
         for protocol in PROTOCOLS: self._host.set_stream_handler(_protocol_id(protocol), self._inbound(protocol))
         accept_circuits(self._host, self.relays, self._punch)
-        if relay: Relay(self._host)
+        if relay: Relay(self._host, lambda peer: self.allowed is None or peer in self.allowed)
 
     def __repr__(self): return f'Host({self.peer_id}, {self.addrs or "dials out only"})'
     def serve(self, method, handler, check=None): self.methods[method] = Served(handler, check)
@@ -141,6 +149,7 @@ def parity(self: Host, link) -> int:
     return int(self.peer_id > link.peer_id)
 
 MOST_PLACES, NAME_TIMEOUT = 24, 3.  # addresses kept of a peer; seconds for a nameserver
+MOST_STREAMS = 16       # that one peer may open here; it needs one for each protocol
 MOST_KNOWN, MOST_HINTS = 16384, 512  # peers whose addresses are kept, and that are known by hearsay
 _P2P = 0x01a5  # the code of /p2p/ in a multiaddr
 
@@ -207,6 +216,7 @@ def connected(self: Host) -> list[str]:
 @patch
 async def _link(self: Host, peer_id: str, protocol: str) -> Link:
     "The live link to a peer, opened if there is none"
+    if self.allowed and (refusal := self.allowed.refusal(peer_id)): raise refusal
     key = peer_id, protocol
     if (link := self._links.get(key)) and link.alive and self.admits(peer_id): return link
     if (opening := self._opening.get(key)) is None:
@@ -402,8 +412,15 @@ def _adopt(self: Host, link: Link) -> Link:
 
 @patch
 def admits(self: Host, peer_id: str) -> bool:
-    "May this peer ask for anything? In a swarm with a key it has shown that it has it"
+    "Has this peer shown that it has the swarm's key, if there is one?"
     return self.key is None or peer_id in self._members
+
+@patch
+def refusal(self: Host, peer_id: str, method: str) -> LahError | None:
+    "Why a peer may not ask for this; None: it may"
+    if self.allowed and (refusal := self.allowed.refusal(peer_id)): return refusal
+    if self.admits(peer_id) or method.endswith('.enter'): return None
+    return SwarmKeyError('this swarm has a key: get its file from whoever runs the swarm, and start with --swarm-key FILE, or LAH_SWARM_KEY=FILE')
 
 @patch
 def _note_member(self: Host, peer_id: str):
@@ -431,7 +448,13 @@ async def _enter(self: Host, link: Link):
 @patch
 def _inbound(self: Host, protocol: str):
     async def handler(stream):
-        await self._adopt(Link(stream, str(stream.muxed_conn.peer_id), self, protocol)).run()
+        caller = str(stream.muxed_conn.peer_id)
+        if self._came[caller] >= MOST_STREAMS:
+            _log.info('peer %s has %d streams open here: the next is closed', caller, MOST_STREAMS)
+            return await quietly(stream.reset)
+        self._came[caller] += 1
+        try: await self._adopt(Link(stream, caller, self, protocol)).run()
+        finally: self._came -= Counter([caller])
     return handler
 
 # %% ../../nbs/network/07_host.ipynb #0000000c
@@ -490,6 +513,7 @@ async def _watch(self: Host, every: float = 0.5):
     while True:
         start = trio.current_time()
         await trio.sleep(every)
+        if self.allowed: self.allowed.look()
         if self.listen and start - cards > LOOK_AT_CARDS:
             self._look_at_cards()
             cards = start
@@ -528,12 +552,14 @@ class Peer:
         announce: Sequence[str] = (),  # where others reach it, if it cannot see that itself
         identity: KeyPair | str | os.PathLike | None = None,  # a key pair, or the file that keeps it
         relay: bool = False,  # pass on traffic for peers that nobody can dial
+        key: str | os.PathLike | None = None,  # the file with the swarm's key; None: the one that LAH_SWARM_KEY names
+        allow: str | os.PathLike | None = None,  # a list of members: a file, or peer ids; None: the one that LAH_SWARM_ALLOW names
     ):
         if isinstance(identity, (str, os.PathLike)): identity = load_identity(identity)
         self.portal = open_portal()
         self._open, self._lock = True, threading.Lock()
         try:
-            host = Host(listen=listen, announce=announce, identity=identity, relay=relay)
+            host = Host(listen=listen, announce=announce, identity=identity, relay=relay, key=key, allow=allow)
             self.host, self._scope, self._ended = self.portal.run(start_owned, self.portal.nursery, host.run)
         except BaseException:
             close_portal(self.portal)

@@ -37,8 +37,12 @@ class RelayError(LahError):
 
 class Relay:
     "Passes bytes between peers that cannot dial each other"
-    def __init__(self, host):  # a libp2p host
-        self.host = host
+    def __init__(
+        self,
+        host,  # a libp2p host
+        admits: Callable[[str], bool] = lambda peer_id: True,  # for whom it passes on
+    ):
+        self.host, self.admits = host, admits
         self.reserved = {}      # peer -> when its reservation ends
         self.circuits = Counter()  # peer -> its open circuits
         host.set_stream_handler(HOP, self._hop)
@@ -47,7 +51,8 @@ class Relay:
         caller = stream.muxed_conn.peer_id
         try:
             message = await _in_time(stream, read_delimited_msg, stream, HopMessage)
-            if message.type == HopMessage.RESERVE: await write_delimited_msg(stream, self._reserve(caller))
+            if not self.admits(str(caller)): await write_delimited_msg(stream, _status(HopMessage, StatusCode.PERMISSION_DENIED))
+            elif message.type == HopMessage.RESERVE: await write_delimited_msg(stream, self._reserve(caller))
             elif message.type == HopMessage.CONNECT: await self._connect(stream, caller, ID(message.peer.id))
             else: await write_delimited_msg(stream, _status(HopMessage, StatusCode.MALFORMED_MESSAGE))
             await stream.close()

@@ -159,6 +159,10 @@ class Assembler:
                 done = self._begin(kind, self._id, self._left)
             if done: yield done
 
+    def forget(self, id: int):
+        "Drop the rest of a message that is half-way"
+        self._open.pop(id, None)
+
     def close(self):
         "The stream has ended; a message that is half-way was cut off"
         if self._head or self._left or self._open:

@@ -6,7 +6,7 @@
 __all__ = ['RemotePeer', 'Swarm']
 
 # %% ../../nbs/swarm/07_swarm.ipynb #00000003
-import ast, atexit, logging, os, sys, threading, time, weakref
+import ast, atexit, logging, os, sys, tempfile, threading, time, weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,8 +25,10 @@ from .hosting import Grid, read_grids
 from .joining import read_peers, read_seeds
 from .monitor import Monitor
 from .recorder import recorded
+from ..network.calls import load_identity, peer_id_of
 from ..network.events import MOST
 from ..network.host import Host, start_owned, stop_owned
+from ..network.key import Members
 from ..network.portal import PortalClosed, close_portal, open_portal
 from ..network.reach import answer_dial_back
 from ..mixture.audit import Audits
@@ -56,9 +58,15 @@ class Swarm:
         *,
         listen: Sequence[str] = (),  # multiaddrs; by default this trainer only dials out
         timeout: float = 20.,  # seconds to join
+        key: str | os.PathLike | None = None,  # the file with the swarm's key; None: the one that LAH_SWARM_KEY names
+        allow: str | os.PathLike | None = None,  # a list of members: a file, or peer ids; None: the one that LAH_SWARM_ALLOW names
+        identity: str | os.PathLike | None = None,  # file that keeps this trainer's peer id; None: that of LAH_IDENTITY, or a new id
     ):
-        self.network = Host(listen=listen, punch=True)
+        if identity := identity or os.environ.get('LAH_IDENTITY'): identity = load_identity(identity)
+        self._own = self._own_members = None  # a folder for what its peers need; the list of them
+        self.network = Host(listen=listen, punch=True, key=key, allow=allow, identity=identity or None)
         self.local_peers, self._join = [], list(addrs)
+        self._admission = {'key': key, 'allow': allow}
         self._closed, self._view = False, None
         self.views = weakref.WeakSet()  # live views that end with the swarm
         answer_dial_back(self.network)
@@ -83,16 +91,18 @@ class Swarm:
 
     def __deepcopy__(self, memo): return self  # copies of a model share the swarm
     # saved with a model, or sent to another process
-    def __reduce__(self): return Swarm.later, (self.addrs if 'network' in vars(self) else self._join,)
+    def __reduce__(self): return Swarm.later, (self.addrs if 'network' in vars(self) else self._join, self._admission)
 
     @classmethod
     def later(
         cls,
         addrs: Sequence[str],  # of peers to join through
+        admission: dict | None = None,  # `key` and `allow`
     ) -> 'Swarm':
         "A swarm that is joined when it is first used"
         swarm = cls.__new__(cls)
         swarm.local_peers, swarm._join, swarm._closed = [], list(addrs), False
+        swarm._admission = admission or {}
         return swarm
 
     def __getattr__(self, name):
@@ -105,7 +115,7 @@ class Swarm:
 
     def _join_now(self):
         before = dict(vars(self))
-        try: self.__init__(self._join)
+        try: self.__init__(self._join, **self._admission)
         except BaseException:  # to be tried again
             vars(self).clear()
             vars(self).update(before)
@@ -120,9 +130,13 @@ class Swarm:
         addrs: str | Sequence[str],  # one multiaddr or several, as `lah-nb peer` prints them
         *,
         timeout: float = 20.,
+        key: str | os.PathLike | None = None,  # the file with the swarm's key; None: the one that LAH_SWARM_KEY names
+        allow: str | os.PathLike | None = None,  # a list of members: a file, or peer ids; None: the one that LAH_SWARM_ALLOW names
+        identity: str | os.PathLike | None = None,  # file that keeps this trainer's peer id, for the lists of others
     ) -> 'Swarm':
         "Enter a swarm that others run"
-        return cls([addrs] if isinstance(addrs, str) else list(addrs), timeout=timeout)
+        who = dict(key=key, allow=allow, identity=identity)
+        return cls([addrs] if isinstance(addrs, str) else list(addrs), timeout=timeout, **who)
 
 # %% ../../nbs/swarm/07_swarm.ipynb #0000000b
 @patch
@@ -156,11 +170,12 @@ def start_peers(self: Swarm,
     if checkpoint_dir: options += ['--checkpoint-dir', checkpoint_dir]
     if start_from: options += ['--from', start_from]
     if expert_file: options += ['--expert-file', expert_file]
-    if num_experts: shares = [['--experts', experts, '--num-experts', str(num_experts)]] * peers
+    if num_experts: shares = [['--experts', experts, '--num-experts', str(num_experts)] for _ in range(peers)]
     else: shares = [['--experts', ','.join(uids[i::peers])] for i in range(peers)]
     threads = max(1, cores() // (peers + len(self.local_peers)))
     started, deadline = [], time.monotonic() + timeout
     try:
+        for share in shares: share += self._admitted()
         for share in shares: started.append(LocalPeer(*share, *options, threads=threads))
         self.local_peers += started
         for peer in started: peer.wait_ready(max(deadline - time.monotonic(), 0.1))
@@ -170,17 +185,34 @@ def start_peers(self: Swarm,
         raise
     return started
 
+@patch
+def _admitted(self: Swarm) -> list[str]:
+    "The options with which one more of its peers is a member"
+    options = ['--swarm-key', os.fspath(self._admission['key'])] if self._admission['key'] else []
+    if self.network.allowed is None: return options
+    if self._own is None:
+        self._own = tempfile.TemporaryDirectory(prefix='lah-swarm-')
+        self._own_members = Path(self._own.name) / 'members'
+        self._own_members.write_text(f'{self.network.peer_id}\n')
+        self.network.allowed = Members(f'{self.network.allowed.given},{self._own_members}')
+    file = Path(self._own.name) / f'peer-{len(os.listdir(self._own.name))}.key'
+    with open(self._own_members, 'a') as members: members.write(f'{peer_id_of(load_identity(file))}\n')
+    self.network.allowed.look()
+    return [*options, '--allow', self.network.allowed.given, '--identity', str(file)]
+
 # %% ../../nbs/swarm/07_swarm.ipynb #0000001c
 @patch(cls_method=True)
 def local(
     cls: Swarm,
     peers: int = 4,
     experts: str = 'ffn.[0:8].[0:8]',  # pattern of uids, spread evenly over the peers
+    key: str | os.PathLike | None = None,  # the file with the swarm's key; None: the one that LAH_SWARM_KEY names
+    allow: str | os.PathLike | None = None,  # who else may join: a file, or peer ids; None: the list that LAH_SWARM_ALLOW names
     **options,  # of `start_peers`: expert_cls, hidden_dim, optimizer, lr, checkpoint_dir, start_from, copies, expert_file, device, timeout
 ) -> Swarm:
     "Start `peers` peers as child processes on this computer, and join them; in a notebook, instead of those the variable held before"
     execution = _close_overwritten()
-    swarm = cls(listen=['/ip4/127.0.0.1/tcp/0'])
+    swarm = cls(listen=['/ip4/127.0.0.1/tcp/0'], key=key, allow=allow)
     try: swarm.start_peers(peers, experts, **options)
     except BaseException:
         swarm.close()
@@ -220,6 +252,7 @@ def close(self: Swarm):
     for peer in self.local_peers: peer.ask_to_stop()
     deadline = time.monotonic() + 8.
     for peer in self.local_peers: peer.stop(max(deadline - time.monotonic(), 0.1))
+    if self._own: self._own.cleanup()
     try:
         if hasattr(self, '_scope'): self.portal.run(stop_owned, self._scope, self._ended, timeout=5.)
     except PortalClosed: pass  # its thread has ended, and all that ran there

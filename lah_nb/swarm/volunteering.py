@@ -6,7 +6,7 @@
 __all__ = ['Volunteer', 'volunteer']
 
 # %% ../../nbs/swarm/05_volunteering.ipynb #00000003
-import atexit, threading, time
+import atexit, os, threading, time
 from collections.abc import Sequence
 from html import escape
 
@@ -111,13 +111,15 @@ def volunteer(
     identity: str | None = None,  # file that keeps the peer id; by default one of the user's
     expert_file: str | None = None,  # a Python file that registers the grid's class of experts
     threads: int = 1,  # for torch
+    key: str | os.PathLike | None = None,  # the file with the swarm's key; None: the one that LAH_SWARM_KEY names
+    allow: str | os.PathLike | None = None,  # a list of members: a file, or peer ids; None: the one that LAH_SWARM_ALLOW names
     timeout: float = 60.,  # seconds until it serves
 ) -> Volunteer:
     "Lend this computer: host experts of a swarm until `.stop()`"
     join = (addr,) if isinstance(addr, str) else tuple(addr)
     for one in join: split_addr(one)
     given = {'--prefix': prefix, '--listen': listen, '--device': device, '--identity': identity,
-             '--expert-file': expert_file}
+             '--expert-file': expert_file, '--swarm-key': key, '--allow': allow}
     options = []
     for option, value in given.items():
         if value is not None: options += [option, str(value)]

@@ -87,6 +87,13 @@ _EACH = 'free experts that each peer takes; 0: all of them, shared evenly'
 def _number(name: str, value: int, *, least: int, most: int, **more) -> W.BoundedIntText:
     return W.BoundedIntText(value, min=least, max=most, description=name, style=_WIDE, **more)
 
+_KEY = 'file with the key of the swarm that is started or joined, if it has one'
+_MEMBERS = 'who may join: a file with a peer id a line, or peer ids, separated by commas; empty: anybody'
+_IDENTITY = 'file that keeps the peer id with which this notebook joins, for a swarm that has a list of members'
+
+def _optional(name: str, tip: str) -> W.Text:
+    return W.Text('', description=name, placeholder='optional', tooltip=tip, style=_WIDE, layout={'width': '300px'})
+
 def _choice(name: str, *options: str) -> W.Combobox:
     "One of these, the first at the start, or whatever else is written"
     return W.Combobox(value=options[0], options=options, description=name, style=_WIDE)
@@ -114,7 +121,8 @@ def _join_form(self: PeerPanel) -> W.HBox:
     self.addr = W.Text('', style=_WIDE, layout={'width': '480px'}, **about)
     self.join_button = W.Button(description='Join', icon='sign-in')
     self.join_button.on_click(lambda _: self.work('joining', self.join))
-    return W.HBox([self.addr, self.join_button])
+    self.key, self.allow, self.identity = _optional('Swarm key', _KEY), _optional('Members', _MEMBERS), _optional('Identity', _IDENTITY)
+    return W.HBox([self.addr, self.join_button, self.key, self.allow, self.identity], layout={'flex_flow': 'row wrap'})
 
 # %% ../../nbs/views/08_panels.ipynb #0000001b
 @patch(as_prop=True)
@@ -157,14 +165,16 @@ def start_peers(self: PeerPanel):
     from lah_nb.swarm.swarm import Swarm
     experts = dict(num_experts=self.each.value or None, expert_cls=self.expert_cls.value)
     options = dict(experts, hidden_dim=self.hidden_dim.value, device=self.device.value)
-    if self.swarm is None: self.swarm = Swarm.local(self.count.value, self.uids.value, **options)
+    who = dict(key=self.key.value or None, allow=self.allow.value or None)
+    if self.swarm is None: self.swarm = Swarm.local(self.count.value, self.uids.value, **who, **options)
     else: self.swarm.start_peers(self.count.value, self.uids.value, **options)
 
 @patch
 def join(self: PeerPanel):
     "What the button *Join* does"
     from lah_nb.swarm.swarm import Swarm
-    self.swarm = Swarm.join(self.addr.value)
+    who = {name: getattr(self, name).value or None for name in ('key', 'allow', 'identity')}
+    self.swarm = Swarm.join(self.addr.value, **who)
 
 # %% ../../nbs/views/08_panels.ipynb #0000001e
 _NO_SWARM = 'no swarm yet: start peers, or join one'

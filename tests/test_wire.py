@@ -30,6 +30,11 @@ def test_round_trip(shape, dtype, codec, seed):
     else: torch.testing.assert_close(back.float(), t.float(), rtol=STEPS[spec.codec] + STEPS.get(str(dtype)[6:], 0), atol=1e-6)
 
 
+def test_a_single_number_travels_at_whatever_stride_it_lies():
+    t = torch.arange(4, dtype=torch.int32)[2:3].as_strided((1,), (0,), 2)
+    assert t.stride() == (0,) and bytes(encode(t, 'none')[1]) == b'\x02\x00\x00\x00'
+
+
 @given(st.lists(st.tuples(shapes, dtypes), max_size=4), st.lists(st.integers(1, 5000), min_size=1, max_size=8), st.integers(0, 2**20))
 @settings(deadline=None, max_examples=100)
 def test_messages_cut_anywhere_arrive_whole(kinds, cuts, seed):

@@ -17,7 +17,9 @@ DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 # %% ../../nbs/network/00a_tensors.ipynb #0000000c
 def _raw(t: torch.Tensor) -> memoryview:
-    return memoryview(t.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    flat = t.detach().cpu().contiguous().reshape(-1)
+    if flat.stride(0) != 1: flat = flat.clone(memory_format=torch.contiguous_format)  # one number may lie at any stride
+    return memoryview(flat.view(torch.uint8).numpy())
 
 def _quantize(t: torch.Tensor) -> memoryview:
     flat = t.detach().cpu().float().reshape(-1)

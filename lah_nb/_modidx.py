@@ -416,6 +416,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                         'lah_nb.mixture.experts._Screen.note': ( 'mixture/experts.html#_screen.note',
                                                                                  'lah_nb/mixture/experts.py'),
                                         'lah_nb.mixture.experts._build': ('mixture/experts.html#_build', 'lah_nb/mixture/experts.py'),
+                                        'lah_nb.mixture.experts._copied': ('mixture/experts.html#_copied', 'lah_nb/mixture/experts.py'),
+                                        'lah_nb.mixture.experts._first_of': ('mixture/experts.html#_first_of', 'lah_nb/mixture/experts.py'),
                                         'lah_nb.mixture.experts._flatten': ('mixture/experts.html#_flatten', 'lah_nb/mixture/experts.py'),
                                         'lah_nb.mixture.experts._gradient': ('mixture/experts.html#_gradient', 'lah_nb/mixture/experts.py'),
                                         'lah_nb.mixture.experts._in_a_line': ( 'mixture/experts.html#_in_a_line',

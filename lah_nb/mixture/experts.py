@@ -8,7 +8,7 @@ __all__ = ['MAX_UIDS', 'EXPERTS', 'OPTIMIZERS', 'BETAS', 'ExpertError', 'BadGrad
            'check_device', 'Expert', 'expert_path', 'pack_expert', 'write_durably', 'save_expert', 'load_expert']
 
 # %% ../../nbs/mixture/01_experts.ipynb #00000003
-import importlib.util, json, math, os, re, statistics, sys, threading, zlib
+import copy, importlib.util, json, math, os, re, statistics, sys, threading, zlib
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
@@ -194,6 +194,15 @@ def _build(expert_cls: str, hidden_dim: int, seed: int) -> tuple[nn.Module, Sche
     together = not draws and torch.allclose(y[:1], alone, rtol=1e-3, atol=1e-4)
     return module, Schema(free(x.shape), free(y.shape), str(x.dtype).removeprefix('torch.')), together
 
+@lru_cache(maxsize=16)
+def _first_of(known: ExpertClass, expert_cls: str, hidden_dim: int): return _build(expert_cls, hidden_dim, 0)
+
+def _copied(expert_cls: str, hidden_dim: int) -> tuple[nn.Module, Schema, bool]:
+    "As `_build`, with weights that do not matter; random numbers, which other threads want too, are drawn for the first of a kind only"
+    if expert_cls not in EXPERTS: return _build(expert_cls, hidden_dim, 0)
+    module, schema, together = _first_of(EXPERTS[expert_cls], expert_cls, hidden_dim)
+    return copy.deepcopy(module), schema, together
+
 def expert_schema(
     expert_cls: str,  # a registered name
     hidden_dim: int,
@@ -344,6 +353,7 @@ class Expert:
         learning: Learning | None = None,  # None: that of its checkpoint, if there is one
         device: str = 'cpu',
         seed: int | None = None,  # of the first weights; by default the uid decides
+        drawn: bool = True,  # False: its weights are loaded in a moment, and any will do until then
     ):
         split_uid(uid)
         if not 0 <= lr < 10 or not all(0 <= beta < 1 for beta in betas):
@@ -358,7 +368,7 @@ class Expert:
         self.learning, self.told = learning or Learning(), learning is not None
         self.expert_cls, self.hidden_dim = expert_cls, hidden_dim
         if seed is None: seed = zlib.crc32(uid.encode())
-        self.module, self.schema, self.together = _build(expert_cls, hidden_dim, seed)
+        self.module, self.schema, self.together = _build(expert_cls, hidden_dim, seed) if drawn else _copied(expert_cls, hidden_dim)
         try: self.device = self.module.to(device) and torch.device(device)
         except (RuntimeError, AssertionError) as e:
             see = 'memory' if 'memory' in str(e) else 'device'

@@ -86,6 +86,6 @@ def unpack_expert(data: bytes, device: str = 'cpu') -> Expert:
     "The expert that was packed, as it was"
     about, tensors = read_packed(data)
     options = dict(optimizer=about.optimizer, lr=about.lr, clip=about.clip, betas=about.betas, learning=about.learning)
-    expert = Expert(about.uid, about.expert_cls, about.hidden_dim, device=device, **options)
+    expert = Expert(about.uid, about.expert_cls, about.hidden_dim, device=device, drawn=False, **options)
     expert.load_state(tensors)
     return expert

@@ -96,7 +96,12 @@ def _mib(tensors: Sequence[torch.Tensor], codec: str) -> float:
 # %% ../../nbs/simulation/06_rehearsal.ipynb #00000009
 class RehearsedPeer:
     "A peer in virtual time: `.peer_id`, `.addrs`, `.alive`, `.kill()`, `.stop()`"
-    def __init__(self, lab: '_Lab', uids: Sequence[str], number: int | None = None):  # number: of them, those that are free
+    def __init__(
+        self,
+        lab,  # a `_Lab`
+        uids: Sequence[str],
+        number: int | None = None,  # of the uids, those that are free
+    ):
         self._lab, self.uids, self._number = lab, list(uids), number
         self.network = lab.hub.peer()
         self.network.relay = False
@@ -157,7 +162,7 @@ class RehearsedPeer:
 # %% ../../nbs/simulation/06_rehearsal.ipynb #0000000a
 class RehearsedSwarm(Swarm):
     "A trainer's view of a swarm in virtual time"
-    def __init__(self, lab: '_Lab'):
+    def __init__(self, lab):  # a `_Lab`
         self._lab, self.network = lab, lab.hub.peer()
         lab.hub.peers.pop(self.network.peer_id)  # trainers are called by nobody
         self.network.addrs = self.network.reach = []

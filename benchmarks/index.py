@@ -16,11 +16,10 @@ import torch
 import trio
 
 from lah_nb.mixture.experts import Schema
-from lah_nb.mixture.gating import Gate, beam_search
-from lah_nb.mixture.roster import Roster, index_entries, looks_ahead
+from lah_nb.mixture.gating import Gate
+from lah_nb.mixture.roster import Roster, index_entries
+from lah_nb.simulation.scale import GRID, select
 from lah_nb.swarm.joining import joined
-
-GRID, ROWS, K = (16, 16), 64, 4
 
 
 async def serve(first: int, n: int, join: list[str]):
@@ -40,18 +39,6 @@ async def serve(first: int, n: int, join: list[str]):
         nursery.cancel_scope.cancel()
 
 
-async def choose(roster: Roster, gate: Gate) -> set[tuple[int, ...]]:
-    "The experts for a batch of new rows, as `DMoE` finds them"
-    steps = beam_search(gate(torch.randn(ROWS, 64)), K)
-    prefixes = next(steps)
-    while True:
-        size = GRID[prefixes.shape[1]]
-        live = roster.cached_successors('ffn', prefixes, size)
-        if live is None: live = await roster.successors('ffn', prefixes, size, ahead=looks_ahead(ROWS, K, GRID, prefixes.shape[1]))
-        try: prefixes = steps.send(live)
-        except StopIteration as found: return found.value
-
-
 async def measure(addrs: list[str], clients: int) -> dict[str, list[float]]:
     times = {name: [] for name in ('join', 'cold', 'warm', 'store', 'get')}
 
@@ -65,7 +52,7 @@ async def measure(addrs: list[str], clients: int) -> dict[str, list[float]]:
         enter = joined(addrs[i % len(addrs):][:1])
         host, dht = await timed('join', enter.__aenter__)
         roster, gate = Roster(host, dht), Gate(64, GRID)
-        for name in 'cold', 'warm': await timed(name, choose, roster, gate)
+        for name in 'cold', 'warm': await timed(name, select, roster, gate)
         slot = f'numbers/{i}', 'x'
         await timed('store', dht.announce, {slot: b'1'})
         async with joined(addrs[:1]) as (_, other):

@@ -224,7 +224,6 @@ class Chaos:
 
 # %% ../../nbs/simulation/04_chaos.ipynb #0000000e
 async def _run(seed: int, hosts: int, trainers: int) -> dict:
-    torch.manual_seed(seed)
     faults, uids = schedule(seed, hosts, trainers), [f'{PREFIX}.{i}' for i in range(hosts * EACH)]
     async with Stormy(faults, seed) as hub, trio.open_nursery() as nursery:
         members = [Member(hub, n, uids[n::hosts]) for n in range(hosts)]
@@ -260,6 +259,8 @@ def chaos(
 ) -> dict:
     "What a seed's faults did: `wrong` and `troubles` are empty if all is well, `again` is the line that runs it once more"
     began = time()
-    told = in_virtual_time(_run, seed, hosts, trainers, seed=seed)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        told = in_virtual_time(_run, seed, hosts, trainers, seed=seed)
     again = f'PYTHONHASHSEED={os.environ.get("PYTHONHASHSEED", "0")} lah-nb simulate chaos --peers {hosts} --seed {seed}'
     return told | dict(good=not (told['wrong'] or told['troubles']), again=again, seconds=round(time() - began, 1))

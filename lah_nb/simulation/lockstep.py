@@ -114,7 +114,6 @@ class Condition:
     def __init__(self, lock: Lock | None = None): self._lock, self._line = lock or Lock(again=True), _Line()
     def __enter__(self): return self._lock.acquire()
     def __exit__(self, *exc): self._lock.release()
-    def notify(self, n: float = 1): self._line.wake(n)
     def notify_all(self): self._line.wake()
 
     def wait(self, timeout: float | None = None) -> bool:

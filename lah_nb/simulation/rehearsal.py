@@ -24,7 +24,7 @@ from ..mixture.roster import Roster
 from ..mixture.server import Server, claim
 from ..network.calls import MemoryHub
 from ..network.dht import DHT
-from ..network.spec import Spec
+from ..network.weather import bytes_on_wire
 from .lockstep import Lockstep, Thread, standing_in, wait_for
 from .world import in_virtual_time
 from ..swarm import monitor
@@ -82,16 +82,13 @@ def _charge(network, costs: Costs, cores_of: dict[str, Cores]):
     call = network.call
     async def charged(peer_id, method, meta, tensors=(), **options):
         ends = [cores for peer in (network.peer_id, peer_id) if (cores := cores_of.get(peer))]
-        sent = _mib(tensors, options.get('codec', 'none'))
+        sent = bytes_on_wire(tensors, options.get('codec', 'none')) / 2**20
         for cores in ends: await cores.work(costs.call / 2 + costs.mib * sent)
         answer = await call(peer_id, method, meta, tensors, **options)
-        back = _mib(answer[1], options.get('codec', 'none'))
+        back = bytes_on_wire(answer[1], options.get('codec', 'none')) / 2**20
         for cores in ends[::-1]: await cores.work(costs.call / 2 + costs.mib * back)
         return answer
     network.call = charged
-
-def _mib(tensors: Sequence[torch.Tensor], codec: str) -> float:
-    return sum(Spec(str(t.dtype).removeprefix('torch.'), tuple(t.shape), codec).nbytes for t in tensors) / 2**20
 
 # %% ../../nbs/simulation/06_rehearsal.ipynb #00000009
 class RehearsedPeer:
@@ -137,7 +134,9 @@ class RehearsedPeer:
     async def _claim(self, dht: DHT) -> list[str]:
         "As many free experts as it has room for; perhaps none"
         try: return await claim(dht, ','.join(self.uids), self._number, schema=expert_schema(*self._lab.kind), seed=self._lab.seed)
-        except ExpertError: return []
+        except ExpertError as error:
+            if error.see != 'all-taken': raise
+            return []
 
     def kill(self, *, told: bool = False):
         "End it at once; unless `told`, callers wait for it in vain"
@@ -153,7 +152,7 @@ class RehearsedPeer:
 
     def stop(self):
         "Let it leave in order, and wait for that"
-        self._stop.set() if self._stop.is_set() else wait_for(self._leave)
+        wait_for(self._leave)
 
     async def _leave(self):
         self._stop.set()

@@ -7,7 +7,7 @@ __all__ = ['RETURN', 'DATA', 'Churn', 'train_rehearsed']
 
 # %% ../../nbs/simulation/07_training_run.ipynb #00000003
 import math, platform, random, time
-from collections.abc import Callable
+from dataclasses import replace
 
 import lah_nb
 from ..errors import LahError
@@ -15,11 +15,11 @@ from ..machine import cores as cores_here
 from ..mixture import DMoE
 from ..network import Weather
 from .rehearsal import Costs, RehearsedSwarm, rehearse
-from ..training import Classifier, Trainer, load_digits, load_mnist
+from ..training import RECIPES, Trainer
 
 # %% ../../nbs/simulation/07_training_run.ipynb #00000006
 RETURN = 5.  # seconds after which a newcomer takes a dead peer's place
-DATA = {'digits': load_digits, 'mnist': load_mnist}
+DATA = 'digits', 'mnist'
 
 class Churn:
     "Peers die, by a half-life, and are replaced"
@@ -66,12 +66,12 @@ def train_rehearsed(
     "Train in virtual time; the same seed gives the same figures but for `took`"
     if data not in DATA: raise LahError(f'no data {data!r} to rehearse with: choose one of {", ".join(DATA)}', see='options')
     options = {name: value for name, value in locals().items() if name not in ('costs', 'steps', 'seconds')}
-    told, began = DATA[data](), time.perf_counter()
+    recipe, began = replace(RECIPES[data], hidden_dim=hidden_dim), time.perf_counter()
+    told = recipe.load()
     prefixes = [f'ffn.{i}' for i in range(layers)]
     def run(swarm: RehearsedSwarm) -> dict:
         moe = [DMoE(swarm, hidden_dim, grid=grid, uid_prefix=prefix, k=k) for prefix in prefixes]
-        model = Classifier(moe, told.features, hidden_dim, told.classes)
-        trainer = Trainer(model, batch_size=batch_size, in_flight=in_flight, seed=seed, progress=False)
+        trainer = Trainer(recipe.model(moe, told), batch_size=batch_size, in_flight=in_flight, seed=seed, progress=False)
         churn = Churn(swarm, half_life, seed) if half_life else None
         extent = dict(seconds=seconds) if seconds else dict(steps=steps)
         with Weather.told(delay_ms, drop, seed=seed).over(swarm): history = trainer.fit(told, **extent)

@@ -195,6 +195,7 @@ def test_what_is_looked_up_ahead_comes_with_the_rest_and_nobody_waits_for_it():
             reader = DHT(hub.peer(), clock=trio.current_time)
             await nursery.start(reader.run)
             await reader.join({dhts[0].peer_id: dhts[0].network.addrs})
+            while reader.new_here: await trio.sleep(0.1)  # or others would read for it
             begun = trio.current_time()
             found = await reader.get(['experts/ffn'], ahead=['experts/ffn.0', 'experts/ffn.1', 'experts/ffn.7'])
             assert {record.subkey for record in found['experts/ffn']} == {'0', '1'} and found.keys() == {'experts/ffn'}

@@ -5,6 +5,7 @@ import pytest, torch, trio
 from memory import simulate
 from test_audit import EXPERTS, Scene
 
+from lah_nb.errors import LahError
 from lah_nb.mixture.adoption import keep_alive
 from lah_nb.mixture.copies import Copies
 from lah_nb.mixture.experts import Expert, pack_expert
@@ -92,7 +93,8 @@ def test_nothing_is_lost_where_a_mean_does_not_arrive_and_the_next_brings_it():
             right = each.network.methods['call.met']
             async def lose(request, right=right):
                 lost.append(trio.current_time())
-                return await (trio.sleep_forever() if len(lost) == 1 else right.handler(request))
+                if len(lost) > 1: return await right.handler(request)
+                raise LahError('lost')
             each.network.methods['call.met'] = Served(lose, right.check)
         async with trio.open_nursery() as learning:
             for seed, each in enumerate([a, b]): learning.start_soon(hosts.teach, each, seed, 400)

@@ -1,11 +1,12 @@
 "Races, interrupts, failures and checkpoints of the trainer"
-import contextlib, copy, os, signal, threading, time
+import contextlib, copy, heapq, os, signal, threading, time
 
 import pytest
 import torch
 from torch import nn
 
 from lah_nb.training import ImageData, TrainingError, in_flight
+from lah_nb.training.flight import Pace
 from lah_nb import CausalTransformer, Classifier, Trainer, constant, cosine, dense_ffn
 from lah_nb.errors import LahError
 
@@ -360,3 +361,14 @@ def test_trainers_that_share_a_name_keep_together():
         ill.sharing.meeting.exchange(weights(ill), samples=8)
         ann.sharing.average()
         assert weights(ann).isfinite().all() and 'not finite' in str(ann.sharing.meeting.refused)
+
+
+def test_whose_first_batches_fail_has_many_in_flight_soon_where_they_travel_for_seconds():
+    pace, flying, now = Pace(), [], 0.
+    pace.failed()
+    pace.failed()
+    while now < 120.:
+        while len(flying) < pace.n: heapq.heappush(flying, now + 7.)
+        now = heapq.heappop(flying)
+        pace.home(now)
+    assert pace.n >= 16

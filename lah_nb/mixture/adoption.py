@@ -19,7 +19,7 @@ from .replicas import Replicas
 from .roster import index_entries
 from .server import Server, taken_uids
 from ..network.calls import Request
-from ..network.dht import REFETCH
+from ..network.reading import REFETCH
 from ..network.events import note
 from ..network.spec import WireError
 from ..network.wire import field

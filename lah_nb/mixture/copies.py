@@ -22,7 +22,8 @@ from .packed import About, most_bytes, read_about, read_packed
 from .server import Server, taken_uids
 from ..network.census import own_part, read_census
 from ..network.calls import CallTimeout, Network, Refused, Request
-from ..network.dht import REFETCH, read_addrs
+from ..network.lookup import read_addrs
+from ..network.reading import REFETCH
 from ..network.spec import WireError
 from ..network.wire import field
 

@@ -21,7 +21,7 @@ from .experts import Expert, ExpertError, pack_expert
 from .packed import most_bytes, read_packed
 from .server import taken_uids
 from ..network.calls import CallTimeout, Request, Unreachable
-from ..network.dht import REFETCH
+from ..network.reading import REFETCH
 from ..network.spec import WireError
 from ..network.wire import field
 

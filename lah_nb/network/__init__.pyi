@@ -73,4 +73,5 @@ from .weather import (
 from .board import Board as Board
 from .events import Event as Event, EventLog as EventLog, read_events as read_events
 from .census import own_part as own_part, read_census as read_census
-from .dht import DHT as DHT, NoPeers as NoPeers, Unanswered as Unanswered
+from .reading import Reader as Reader, Unanswered as Unanswered
+from .dht import DHT as DHT, NoPeers as NoPeers

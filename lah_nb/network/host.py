@@ -87,7 +87,7 @@ class Host:
         self._through = {}      # peer -> {relay: its address}
         self._hints = {}        # peer -> what others say of where it is
         self._doubted = {}      # relay -> when a circuit through it failed
-        self._host = _libp2p_host(self.identity, self.listen)
+        self._host = _libp2p_host(self.identity, self.listen, identify=punch)
         if self.key:
             for protocol in PROTOCOLS: self.serve(f'{protocol}.enter', self._admit)
         for protocol in PROTOCOLS: self._host.set_stream_handler(_protocol_id(protocol), self._inbound(protocol))
@@ -156,7 +156,7 @@ _P2P = 0x01a5  # the code of /p2p/ in a multiaddr
 # %% ../../nbs/network/07_host.ipynb #00000022
 async def _dial_nobody(): pass
 
-def _libp2p_host(identity: KeyPair, listen: list[Multiaddr]):
+def _libp2p_host(identity: KeyPair, listen: list[Multiaddr], identify: bool):
     noise = NoiseTransport(identity, noise_privkey=new_x25519().private_key)
     config = ConnectionConfig(
         min_connections=0, low_watermark=0, max_connections=2000, high_watermark=1900,
@@ -166,6 +166,8 @@ def _libp2p_host(identity: KeyPair, listen: list[Multiaddr]):
     host.get_network().retry_config.max_retries = 0  # who calls tries again
     # it would dial whoever it has heard of, up to half of high_watermark
     host.get_network().auto_connector.maybe_connect = _dial_nobody
+    # both ends of each connection would ask what the other is; only to punch one has to know where one is seen
+    if not identify: host._should_identify_peer = lambda peer: False
     return host
 
 def _protocol_id(protocol: str) -> str: return f'/lah/{protocol}/1'

@@ -114,6 +114,7 @@ class Link:
         self._queue, self._queued, self._halfway = deque(), 0, 0  # messages; bytes of all of them, and of those begun
         self._assembler = Assembler(self._accept, max_open=MAX_HALFWAY)
         self._wake, self._room = trio.Event(), trio.Event()  # for the writer; for callers
+        self._arriving = trio.Event()  # set when a request has begun to arrive
 
 # %% ../../nbs/network/05_link.ipynb #00000015
 @patch
@@ -255,6 +256,7 @@ def _accept(self: Link, kind, id, header) -> bool:
         return False
     self._held += header.body_bytes
     self._handlers[id] = _Work(header.body_bytes, trio.CancelScope(deadline=trio.current_time() + seconds))
+    if header.body_bytes: self._arriving.set()
     self.host.traffic.served[method] += 1
     return True
 
@@ -276,11 +278,13 @@ def _give_in(self: Link, id: int):
 async def _forget_late(self: Link):
     "Forget requests whose deadline has passed before all of them has arrived"
     while True:
+        await self._arriving.wait()
         await trio.sleep(1.)
         for id, work in list(self._handlers.items()):
             if work.begun or work.scope.deadline > trio.current_time(): continue
             self._assembler.forget(id)
             self._end(id)
+        if all(work.begun for work in self._handlers.values()): self._arriving = trio.Event()
 
 # %% ../../nbs/network/05_link.ipynb #00000019
 @patch

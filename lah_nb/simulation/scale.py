@@ -106,8 +106,13 @@ async def _new(world: World, living: list[DHT], nursery, **options) -> DHT:
     await dht.join({seed.peer_id: seed.network.addrs})
     return dht
 
+async def _settled(dht: DHT):
+    while dht.new_here: await trio.sleep(0.1)
+
 async def _join(world: World, living: list[DHT], nursery) -> dict:
-    return {'join_calls': (await _new(world, living, nursery)).network.calls}
+    dht = await _new(world, living, nursery)
+    await _settled(dht)
+    return {'join_calls': dht.network.calls}
 
 async def select(roster: Roster, gate: Gate) -> float:
     "Seconds in which the experts for a batch of new rows are chosen, as `DMoE` does it"
@@ -130,6 +135,7 @@ async def _choose(world: World, living: list[DHT], nursery) -> tuple[float, floa
 async def _read(world: World, dhts: list[DHT], living: list[DHT], nursery) -> dict:
     "What a client finds that has just joined, how long it takes, cold and warm, and what one read of the root costs"
     reader = await _new(world, living, nursery, dialled=False)
+    await _settled(reader)
     calls, size = reader.network.calls, reader.network.bytes
     await reader.lookup(['experts/ffn'])
     hops, root = reader.network.calls - calls, reader.network.bytes - size

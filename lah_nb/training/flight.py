@@ -58,6 +58,7 @@ _ROUND = 8  # batches in a round of the rush, at least
 _BESIDE = 6  # times as long as it computes that a busy peer is at a batch, what it does beside that included, about
 _AT_FIRST, _MOST = 4, 256  # batches in flight
 _LONGEST_CALM = 8  # measurements between two trials of fewer
+_RARE, _PASSES = 1.5, 0.95  # failures that mean nothing; what counts of them after each batch that comes home
 
 class Pace:
     "Finds how many batches in flight keep the swarm busy; one thread at a time"
@@ -76,8 +77,9 @@ class Pace:
         "Something has changed: look again, from half of the present number on"
         self._look_from(self.n // 2)
 
-    def _look_from(self, n: int):
-        self.n = min(self.most, max(n, _AT_FIRST))
+    def _look_from(self, n: int, least: int = _AT_FIRST):
+        self.n = min(self.most, max(n, least))
+        self._fallen = 0.  # of the last batches, so many failed
         self._rushing, self._reached = True, self.n
         self._filling = math.inf  # the least of what batches said
         self._best, self._best_at, self._unpaid = 0., self.n, 0
@@ -99,6 +101,7 @@ def home(
 ):
     "A batch has come home"
     self._filling = min(self._filling, filling)
+    self._fallen *= _PASSES
     if self._since is None:
         if self._skip <= 0: self._since = now
         self._skip -= 1
@@ -116,10 +119,9 @@ def _look(self: Pace, seconds: float):
 
 @patch
 def failed(self: Pace):
-    "Batches have come home with nothing: half as many from now on, for it may be they that were too many"
-    self.n = max(1, self.n // 2)
-    self._rushing, self._base, self._rate, self._trial = False, self.n, 0., ''
-    self.resume(skip=self.n)
+    "Batches have come home with nothing: if that is not rare, look again from half as many, for it may be they that were too many"
+    self._fallen += 1
+    if self._fallen > _RARE: self._look_from(self.n // 2, least=1)
 
 @patch
 def bound(self: Pace, most: int):

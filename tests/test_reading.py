@@ -1,0 +1,90 @@
+"Who has just joined lets others read for it"
+import pytest, trio
+
+from lah_nb import LahError
+from lah_nb.network import DHT, MemoryHub, Record
+from lah_nb.network.reading import KEEP_FRESH, MAX_READ, REFETCH
+from tests.memory import simulate, start
+
+KEY = 'experts/ffn'
+
+
+async def newcomer(hub, nursery, through: DHT) -> DHT:
+    dht = DHT(hub.peer(), clock=trio.current_time)
+    await nursery.start(dht.run)
+    await dht.join({through.peer_id: through.network.addrs})
+    return dht
+
+
+async def announced(hub, nursery, n=12) -> list[DHT]:
+    dhts = await start(hub, n, nursery)
+    await trio.sleep(30)
+    for i, dht in enumerate(dhts): await dht.announce({(KEY, str(i)): b'x'})
+    return dhts
+
+
+async def read(dht) -> set[str]: return {record.subkey for record in (await dht.get([KEY]))[KEY]}
+
+
+@pytest.mark.parametrize('answer', ['forged', 'none', 'nonsense', 'silence'])
+def test_a_host_that_reads_wrongly_costs_a_moment(answer):
+    async def main():
+        async with MemoryHub(latency=0.02) as hub, trio.open_nursery() as nursery:
+            dhts = await announced(hub, nursery)
+            async def lie(request):
+                if answer == 'silence': await trio.sleep_forever()
+                record = Record(KEY, 'invented', dhts[3].peer_id, b'x', 10**15, 30.).signed(dhts[0].network.sign)
+                return {'found': {'forged': [[record.to_list(30.)]], 'none': [[]], 'nonsense': [7, 'x']}[answer]}, ()
+            dhts[0].network.serve('dht.read', lie)
+            late = await newcomer(hub, nursery, dhts[0])
+            began = trio.current_time()
+            assert await read(late) == {str(i) for i in range(12)}
+            assert trio.current_time() - began < 2.
+            nursery.cancel_scope.cancel()
+    simulate(main)
+
+
+def test_what_a_host_leaves_out_is_found_seconds_later():
+    async def main():
+        async with MemoryHub(latency=0.02) as hub, trio.open_nursery() as nursery:
+            dhts = await announced(hub, nursery)
+            honest = dhts[0].network.methods['dht.read'].handler
+            async def hide(request):
+                meta, _ = await honest(request)
+                return {'found': [records[:1] for records in meta['found']]}, ()
+            dhts[0].network.serve('dht.read', hide)
+            late = await newcomer(hub, nursery, dhts[0])
+            assert len(await read(late)) == 1
+            await trio.sleep(2 * REFETCH)
+            assert len(await read(late)) == 12 and not late.new_here
+            nursery.cancel_scope.cancel()
+    simulate(main)
+
+
+def test_what_is_asked_afresh_is_read_by_the_newcomer_itself():
+    async def main():
+        async with MemoryHub(latency=0.02) as hub, trio.open_nursery() as nursery:
+            dhts = await announced(hub, nursery)
+            async def never(request): raise AssertionError('it was asked to read')
+            for dht in dhts: dht.network.serve('dht.read', never)
+            late = await newcomer(hub, nursery, dhts[0])
+            assert len((await late.get([KEY], max_age=0.))[KEY]) == 12
+            nursery.cancel_scope.cancel()
+    simulate(main)
+
+
+def test_what_is_read_for_others_is_soon_forgotten_and_bounded():
+    async def main():
+        async with MemoryHub(latency=0.02) as hub, trio.open_nursery() as nursery:
+            dhts = await announced(hub, nursery)
+            async def ask(keys): return (await dhts[5].network.call(dhts[0].peer_id, 'dht.read', {'keys': keys}, timeout=5.))[0]['found']
+            [found] = await ask([KEY])
+            assert {Record.from_list(raw)[0].subkey for raw in found} == {str(i) for i in range(12)} and KEY in dhts[0]._cache
+            await trio.sleep(KEEP_FRESH / 2)
+            assert KEY not in dhts[0]._cache
+            for keys in [f'{KEY}.{i}' for i in range(MAX_READ + 1)], ['no key'], 'experts/ffn', [7]:
+                with pytest.raises(LahError): await ask(keys)
+            with pytest.raises(LahError, match='too much|the last second'):
+                for n in range(20): await ask([f'{KEY}.{n}.{i}' for i in range(MAX_READ)])
+            nursery.cancel_scope.cancel()
+    simulate(main)

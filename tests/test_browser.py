@@ -130,6 +130,23 @@ def test_a_dashboard_is_watched_and_steered(notebook):
         assert while_blocked >= 5 and gone < 3
 
 
+def test_a_simulated_swarm_loses_a_fifth(notebook):
+    with notebook('from lah_nb.simulation import SimulatedSwarm', 'swarm = SimulatedSwarm(120, speed=5., seed=1)\nswarm',
+                  'print(swarm.alive, swarm.speed)', "swarm.close(); print('closed')") as nb:
+        assert not nb.run(0)
+        nb.start(1)
+        wait_frames(nb)
+        assert '120 of 120 peers alive' in nb.page.locator('.lah .status').inner_text()
+        button(nb, 'Kill a fifth').click()
+        nb.page.wait_for_function("document.querySelector('.lah .status').innerText.startsWith('96 of 120 peers alive')")
+        slider = nb.page.locator('.widget-slider .noUi-handle').first
+        slider.focus()
+        for _ in range(3): nb.page.keyboard.press('ArrowRight')
+        until(lambda: nb.run(2).startswith('96 ') and float(nb.run(2).split()[1]) > 5.)
+        nb.page.wait_for_function("document.body.innerText.includes('times real time')")
+        assert 'closed' in nb.run(3)
+
+
 def test_no_process_outlives_its_kernel(notebook):
     with notebook(SWARM.replace('peers=4', 'peers=2'), 'swarm', 'print(os.getpid(), *[child.pid for child in psutil.Process().children(recursive=True)])') as nb:
         for end in nb.restart, None:

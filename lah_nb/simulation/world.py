@@ -15,7 +15,7 @@ import base58, msgpack, outcome, trio
 
 from ..errors import LahError
 from ..network import contacts, records
-from ..network.calls import Refused, Request, Served, Unreachable, ping_methods
+from ..network.calls import Refused, Request, Served, Unreachable, peer_id_of, ping_methods
 from ..network.events import note
 
 # %% ../../nbs/simulation/01_world.ipynb #00000006
@@ -149,8 +149,9 @@ class World:
         self.clock = trio.lowlevel.current_clock()  # a `SkippingClock`
         self.peers = {}
 
-    def peer(self, *, dialled: bool = True) -> SimNetwork:
-        network = SimNetwork(self, make_id(self.random), dialled=dialled)
+    def peer(self, *, dialled: bool = True, identity=None) -> SimNetwork:  # identity: a key pair, for signatures that others can check
+        network = SimNetwork(self, peer_id_of(identity) if identity else make_id(self.random), dialled=dialled)
+        if identity: network.sign = identity.private_key.sign
         if dialled: self.peers[network.peer_id] = network
         if self.log: self.log.watch(network)
         return network

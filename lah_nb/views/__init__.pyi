@@ -35,5 +35,6 @@ from .live import Shown as Shown, Ticker as Ticker
 from .recording import Recording as Recording
 from .swarm_view import SwarmView as SwarmView
 from .training_view import ExpertView as ExpertView, TrainingView as TrainingView
+from .simulation_panel import SimulationPanel as SimulationPanel
 from .panels import Dashboard as Dashboard, PeerPanel as PeerPanel, VolunteerView as VolunteerView
 from .weather_panel import WeatherPanel as WeatherPanel

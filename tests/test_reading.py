@@ -4,7 +4,7 @@ import pytest, trio
 from lah_nb import LahError
 from lah_nb.network import DHT, MemoryHub, Record
 from lah_nb.network.reading import KEEP_FRESH, MAX_READ, REFETCH
-from tests.memory import simulate, start
+from memory import simulate, start
 
 KEY = 'experts/ffn'
 

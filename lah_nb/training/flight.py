@@ -77,9 +77,9 @@ class Pace:
         "Something has changed: look again, from half of the present number on"
         self._look_from(self.n // 2)
 
-    def _look_from(self, n: int, least: int = _AT_FIRST):
-        self.n = min(self.most, max(n, least))
-        self._fallen = 0.  # of the last batches, so many failed
+    def _look_from(self, n: int):
+        self.n = min(self.most, max(n, _AT_FIRST))
+        self._fallen, self._low = 0., False  # of the last batches, so many failed; has that left fewer than there are at first?
         self._rushing, self._reached = True, self.n
         self._filling = math.inf  # the least of what batches said
         self._best, self._best_at, self._unpaid = 0., self.n, 0
@@ -108,6 +108,7 @@ def home(
         return
     self._count += 1
     if self._rushing: self._rush(now)
+    elif self._low and self._count >= _ROUND: self._look_from(_AT_FIRST)  # what so few bring would take long to measure
     else: self._look(now - self._since)
 
 @patch
@@ -119,9 +120,13 @@ def _look(self: Pace, seconds: float):
 
 @patch
 def failed(self: Pace):
-    "Batches have come home with nothing: if that is not rare, look again from half as many, for it may be they that were too many"
+    "Batches have come home with nothing: if that is not rare, half as many from now on, for it may be they that were too many"
     self._fallen += 1
-    if self._fallen > _RARE: self._look_from(self.n // 2, least=1)
+    if self._fallen <= _RARE: return
+    self.n, self._fallen = max(1, self.n // 2), 0.
+    self._low = self.n < _AT_FIRST
+    self._rushing, self._base, self._rate, self._trial = False, self.n, 0., ''
+    self.resume(skip=self.n)
 
 @patch
 def bound(self: Pace, most: int):

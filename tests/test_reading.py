@@ -61,6 +61,19 @@ def test_what_a_host_leaves_out_is_found_seconds_later():
     simulate(main)
 
 
+def test_what_may_be_wanted_next_and_is_not_there_is_not_looked_up():
+    async def main():
+        async with MemoryHub(latency=0.02) as hub, trio.open_nursery() as nursery:
+            dhts = await announced(hub, nursery)
+            late = await newcomer(hub, nursery, dhts[0])
+            calls = late.network.calls
+            found = await late.get([KEY], ahead=[f'{KEY}.{i}' for i in range(8)])
+            assert len(found[KEY]) == 12 and late.network.calls == calls + 1
+            assert not (await late.get([f'{KEY}.3']))[f'{KEY}.3'] and late.network.calls > calls + 2
+            nursery.cancel_scope.cancel()
+    simulate(main)
+
+
 def test_what_is_asked_afresh_is_read_by_the_newcomer_itself():
     async def main():
         async with MemoryHub(latency=0.02) as hub, trio.open_nursery() as nursery:

@@ -9,7 +9,7 @@ __all__ = ['KEEP_FRESH', 'REFETCH', 'NEAR_FOR', 'COPIES', 'MAX_RECORDS', 'LOOKED
 # %% ../../nbs/network/09c_reading.ipynb #00000003
 import logging, math, random
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 from dataclasses import dataclass, field as dataclass_field
 
 import trio
@@ -105,19 +105,19 @@ async def _fetch(self: Reader, keys: list[str], timeout: float | None, ahead: Se
     new = [key for key in dict.fromkeys([*keys, *ahead]) if key not in self._fetching]
     self._fetching.update({key: trio.Event() for key in new})
     waits = [self._fetching[key] for key in keys]
-    if ahead: self._nursery.start_soon(self._fetch_new, new, timeout, by_others)
+    if ahead: self._nursery.start_soon(self._fetch_new, new, timeout, by_others, set(ahead).difference(keys))
     elif new: await self._fetch_new(new, timeout, by_others)
     with trio.move_on_after(self.within() if timeout is None else timeout):
         for event in waits: await event.wait()
 
 @patch
-async def _fetch_new(self: Reader, keys: list[str], timeout: float | None, by_others: bool):
+async def _fetch_new(self: Reader, keys: list[str], timeout: float | None, by_others: bool, ahead: Container[str] = ()):
     def keep(key, records):
         self._keep(key, records)
         self._fetching[key].set()
     try:
         far = await self._fetch_news(keys)
-        if by_others: far = await self._have_read(far, keep)
+        if by_others and self._readers: far = [key for key in await self._have_read(far, keep) if key not in ahead]
         for key in set(keys).difference(far): self._fetching[key].set()
         holders, found = await self.lookup(far, timeout=timeout, on_heard=keep) if far else ({}, {})
         self._remember_holders(holders)
@@ -205,7 +205,7 @@ async def _refetch(self: Reader):
 async def _have_read(self: Reader, keys: list[str], keep: Callable) -> list[str]:
     "While this peer hardly knows anybody: let those read for it who let it in; the keys under which they found nothing"
     wanted = [key for key in keys if key not in self._cache][:MAX_READ]
-    if not self._readers or not wanted: return keys
+    if not wanted: return keys
     found = Records()
     async def ask(reader):
         try:
@@ -237,8 +237,8 @@ def check_keys(meta, specs, most: int):
 
 @patch
 async def _glance(self: Reader, keys: list[str]) -> list[str]:
-    "Where nearly all peers are known: ask two holders of each key, no more peers than that takes; the keys about which they do not agree"
-    plan, found = _few_for(2, {key: nearest(key, self.contacts.willing, COPIES) for key in keys}), Records()
+    "Where nearly all peers are known: ask three holders of each key, no more peers than that takes; the keys of which more is to be found out"
+    plan, found = _few_for(3, {key: nearest(key, self.contacts.willing, COPIES) for key in keys}), Records()
     told = {key: [] for key in keys}  # the subkeys that each holder has
     async def ask(peer, asked):
         if (reply := await self._ask(peer, asked, True)) is None: return
@@ -248,12 +248,12 @@ async def _glance(self: Reader, keys: list[str]) -> list[str]:
     with trio.move_on_after(self.patience):
         async with trio.open_nursery() as nursery:
             for peer, asked in plan.items(): nursery.start_soon(ask, peer, asked)
-    now, missing = trio.current_time(), []
+    doubtful = []
     for key in keys:
-        records, holders = found.get(key, now), told[key]
-        if len(holders) > 1 and holders[0] and all(subkeys == holders[0] for subkeys in holders): self._keep(key, records)
-        else: missing.append(key)
-    return missing
+        holders = list(filter(None, told[key]))  # who has nothing may only be near
+        if len(holders) > 1 and all(subkeys == holders[0] for subkeys in holders): self._keep(key, found.get(key, trio.current_time()))
+        elif holders or len(told[key]) < 2: doubtful.append(key)
+    return doubtful
 
 def _few_for(n: int, holders: dict[str, list[str]]) -> dict[str, list[str]]:
     "Few peers such that each key has `n` of its holders among them, and what to ask each for"
@@ -273,9 +273,8 @@ async def _read_for(self: Reader, request: Request):
     stale = [key for key in keys if key not in self._cache or now - self._cache[key].fetched > REFETCH]
     if stale and self._readers: raise LahError('this peer is new here itself')
     new = [key for key in stale if key not in self._cache]
-    missing = await self._glance(stale) if len(self.peers) <= NEARLY_ALL else stale
-    # who has something to go on with need not wait for the rest
-    if missing == stale: await self._fetch(missing, min(2 * self.patience, request.deadline - trio.current_time()))
+    if len(self.peers) <= NEARLY_ALL: stale = await self._glance(stale)
+    if stale: await self._fetch(stale, min(2 * self.patience, request.deadline - trio.current_time()))
     now, told = trio.current_time(), {}
     for key in keys:
         if (cached := self._cache.get(key)) is None or key in self.uncertain: continue

@@ -74,10 +74,12 @@ class SimulatedSwarm:
         self.died = {}          # peer id -> when, in virtual time
         self.rates, self.failures = Counter(), [0, 0]  # rows a second by uid; calls of trainers, and those of them that failed
         self._scopes, self._token, self._stop = {}, None, None
+        self._holders, self._failure = {}, None  # the peers nearest to each key; what has ended it
         ready = threading.Event()
         self._thread = threading.Thread(target=self._work, args=(peers, ready), name='lah-simulation', daemon=True)
         self._thread.start()
-        ready.wait(120.)
+        ready.wait()  # set when it has begun, or has failed
+        if self._failure: raise self._failure
 
     @property
     def speed(self) -> float:
@@ -113,7 +115,9 @@ class SimulatedSwarm:
 @patch
 def _work(self: SimulatedSwarm, peers: int, ready: threading.Event):
     try: trio.run(self._run, peers, ready, clock=self.clock)
-    except Exception: _log.exception('the simulation has ended')
+    except Exception as error:
+        self._failure = error
+        _log.exception('the simulation has ended')
     finally:
         self._token = None
         ready.set()
@@ -145,9 +149,11 @@ def _links(dhts: list[DHT]) -> list[list[str]]:
 @patch
 async def _live(self: SimulatedSwarm, i: int, dht: DHT, rng: random.Random):
     with trio.CancelScope() as self._scopes[dht.peer_id]:
-        entries, ids = entries_of(dht, i, len(self.dhts)), list(self.world.peers)
+        entries = entries_of(dht, i, len(self.dhts))
         for key, _ in entries:  # it has been here for long, and knows where its records go
-            dht._near[key] = rng.uniform(0.5, 1.) * NEAR_FOR, tuple(nearest(key, [p for p in ids if p != dht.peer_id], WIDTH))
+            if key not in self._holders: self._holders[key] = nearest(key, list(self.world.peers), WIDTH + 1)
+            others = [peer for peer in self._holders[key] if peer != dht.peer_id]
+            dht._near[key] = rng.uniform(0.5, 1.) * NEAR_FOR, tuple(others[:WIDTH])
         await trio.sleep(rng.uniform(0., ANNOUNCED))
         async with trio.open_nursery() as nursery:
             await nursery.start(dht.run)

@@ -16,10 +16,10 @@ from pathlib import Path
 
 import pandas as pd
 
-from lah_nb import Swarm
+from lah_nb import DMoE, LahError, Swarm
 from lah_nb.training.recipes import RECIPES
-from lah_nb.training.trainer import Trainer
-from lah_nb.mixture import DMoE
+
+TESTED_WITHIN = 180  # seconds that a trainer may take beside its training, its test included
 
 
 def start(swarm: Swarm, folder: Path, name: str, args, seconds: float, seed: int, share: bool) -> subprocess.Popen:
@@ -30,9 +30,9 @@ def start(swarm: Swarm, folder: Path, name: str, args, seconds: float, seed: int
     return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env={**os.environ, 'OMP_NUM_THREADS': '1'})
 
 
-def outcome(process: subprocess.Popen, file: Path, swarm: Swarm) -> dict:
-    out, _ = process.communicate(timeout=300)
-    if process.returncode: raise SystemExit(f'a trainer failed: {out[-2000:]}')
+def outcome(process: subprocess.Popen, file: Path, swarm: Swarm, seconds: float) -> dict:
+    out, _ = process.communicate(timeout=seconds + TESTED_WITHIN)
+    if process.returncode: raise LahError(f'a trainer failed: {out[-2000:]}')
     told = json.loads(out.splitlines()[-1])
     recipe = RECIPES['mnist']
     data = recipe.load()
@@ -45,15 +45,20 @@ def outcome(process: subprocess.Popen, file: Path, swarm: Swarm) -> dict:
 def run(args, share: bool) -> list[dict]:
     recipe = RECIPES['mnist']
     with tempfile.TemporaryDirectory() as tmp, Swarm.local(4, recipe.experts, hidden_dim=recipe.hidden_dim, lr=recipe.expert_lr) as swarm:
-        folder = Path(tmp)
-        if not share: return [outcome(start(swarm, folder, 'alone', args, args.seconds, 0, False), folder / 'alone', swarm)]
-        there = [start(swarm, folder, str(i), args, args.seconds, i, True) for i in range(3)]
-        time.sleep(args.seconds / 2)
-        there[0].kill()
-        late = start(swarm, folder, '3', args, args.seconds / 2, 3, True)
-        found = [outcome(process, folder / str(i + 1), swarm) for i, process in enumerate([*there[1:], late])]
-        there[0].wait()
-        return found
+        folder, trainers = Path(tmp), {}
+        def begin(name, seconds): trainers[name] = start(swarm, folder, name, args, seconds, len(trainers), share)
+        try:
+            for name in ('first', 'second', 'third') if share else ('alone',): begin(name, args.seconds)
+            if share:
+                time.sleep(args.seconds / 2)
+                trainers['first'].kill()
+                begin('late', args.seconds / 2)
+            ends = [name for name in trainers if name != 'first']
+            return [{'trainer': name, **outcome(trainers[name], folder / name, swarm, args.seconds)} for name in ends]
+        finally:
+            for process in trainers.values():
+                process.kill()
+                process.wait()
 
 
 def main():
@@ -63,7 +68,7 @@ def main():
     parse.add_argument('--drop', type=float, default=0.1)
     parse.add_argument('--json', action='store_true')
     args = parse.parse_args()
-    found = [{'trainers': who, **one} for who, share in (('alone', False), ('shared', True)) for one in run(args, share)]
+    found = run(args, share=False) + run(args, share=True)
     print(json.dumps(found) if args.json else pd.DataFrame(found).to_string(index=False))
 
 

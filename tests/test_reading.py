@@ -78,10 +78,13 @@ def test_what_is_asked_afresh_is_read_by_the_newcomer_itself():
     async def main():
         async with MemoryHub(latency=0.02) as hub, trio.open_nursery() as nursery:
             dhts = await announced(hub, nursery)
-            async def never(request): raise AssertionError('it was asked to read')
-            for dht in dhts: dht.network.serve('dht.read', never)
+            asked = []
+            async def read(request):
+                asked.append(request.peer_id)
+                return {'found': []}, ()
+            for dht in dhts: dht.network.serve('dht.read', read)
             late = await newcomer(hub, nursery, dhts[0])
-            assert len((await late.get([KEY], max_age=0.))[KEY]) == 12
+            assert len((await late.get([KEY], max_age=0.))[KEY]) == 12 and not asked
             nursery.cancel_scope.cancel()
     simulate(main)
 

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['GRID', 'WIDE', 'ROWS', 'K', 'CLIENTS', 'ANNOUNCED', 'REST_FROM', 'FEWEST', 'SHORTEST', 'GC_RARELY', 'fill_tables',
-           'entries_of', 'choose', 'select', 'simulate']
+           'uid_of', 'entries_of', 'know_holders', 'choose', 'select', 'simulate']
 
 # %% ../../nbs/simulation/02_scale.ipynb #00000003
 import gc, platform, random, resource, time
@@ -51,12 +51,23 @@ def fill_tables(dhts: list[DHT], rng: random.Random):
                 contacts.heard[names[i]] = -rng.uniform(0., 20.)
         contacts._ids = None
 
-def entries_of(dht: DHT, i: int, peers: int) -> dict:
-    row, column = divmod(i % (GRID[0] * GRID[1]), GRID[1])
-    entries = index_entries([f'ffn.{row}.{column}'], Schema((64,), (64,)), dht.network.reach)
+def uid_of(i: int) -> str:
+    "The expert that peer number `i` hosts"
+    return 'ffn.{}.{}'.format(*divmod(i % (GRID[0] * GRID[1]), GRID[1]))
+
+def entries_of(dht: DHT, i: int, peers: int) -> dict[tuple[str, str], bytes]:
+    "What peer number `i` of so many announces"
+    entries = index_entries([uid_of(i)], Schema((64,), (64,)), dht.network.reach)
     entries[part_key('swarm/peers', dht.peer_id, level_of(peers)), dht.peer_id] = bytes(120)
     entries['swarm/grids', 'ffn'] = b'16x16 of ffn(64), as all say'
     return entries
+
+def know_holders(dht: DHT, entries: dict, holders: dict[str, list[str]], world: World):
+    "Let a peer know where its records go, as one that has been here for long; `holders` has what was found for others"
+    for key, _ in entries:
+        if key not in holders: holders[key] = nearest(key, list(world.peers), WIDTH + 1)
+        others = [peer for peer in holders[key] if peer != dht.peer_id]
+        dht._near[key] = world.random.uniform(0., STORED_FOR), tuple(others[:WIDTH])
 
 async def _recorded(path, *args) -> dict:
     with EventLog(path, clock=trio.current_time) as log: return await _measure(*args, log)
@@ -66,14 +77,11 @@ async def _measure(peers: int, dead: float, seconds: float, seed: int, log: Even
     dhts = [DHT(world.peer(), clock=trio.current_time) for _ in range(peers)]
     fill_tables(dhts, world.random)
     gc.freeze()  # what stays need not be looked through again and again
-    ids, holders = list(world.peers), {}
+    holders = {}
     async with trio.open_nursery() as nursery:
         async def live(i, dht):
             entries = entries_of(dht, i, peers)
-            for key, _ in entries:
-                if key not in holders: holders[key] = nearest(key, ids, WIDTH + 1)
-                others = [peer for peer in holders[key] if peer != dht.peer_id]
-                dht._near[key] = world.random.uniform(0., STORED_FOR), tuple(others[:WIDTH])
+            know_holders(dht, entries, holders, world)
             await trio.sleep(world.random.uniform(0., ANNOUNCED))
             await nursery.start(dht.run)
             note(dht.peer_id, 'join')

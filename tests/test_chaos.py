@@ -54,6 +54,29 @@ def test_a_backward_that_comes_again_when_its_answer_is_forgotten_is_refused():
     simulate(main)
 
 
+def test_a_forward_whose_expert_is_taken_over_while_it_is_computed_is_answered():
+    async def slow(fn):
+        await trio.sleep(1.)
+        return fn()
+    async def main():
+        async with MemoryHub(latency=0.01) as hub, trio.open_nursery() as nursery:
+            host, trainer = await start(hub, 2, nursery)
+            experts = {f'e.{i}': Expert(f'e.{i}', 'ffn', 8) for i in range(2)}
+            server = Server(host.network, host, list(experts.values()), runtime=Runtime(experts, execute=slow, trip=(1, 1.), clock=trio.current_time))
+            await nursery.start(server.run)
+            async def take_over():
+                await trio.sleep(0.5)
+                del server.experts['e.0']
+            nursery.start_soon(take_over)
+            rows, index = torch.arange(4), torch.arange(4, dtype=torch.int32)
+            call = Call(host.peer_id, list(experts), [2, 2], torch.arange(4), rows, index)
+            meta, (outputs,) = await trainer.network.call(host.peer_id, 'call.forward', call.meta(0, b''), [torch.ones(4, 8), index], timeout=20.)
+            assert outputs.shape == (4, 8) and meta['ok'][1]
+            assert 'e.0' not in server.experts
+            nursery.cancel_scope.cancel()
+    simulate(main)
+
+
 async def _done(fn): return fn()
 
 

@@ -109,9 +109,10 @@ class Server:
         return await self._once(request, self._compute) if request.meta['id'] else await self._compute(request)
 
     async def _compute(self, request: Request):
-        x, index = request.tensors
+        x, uid = request.tensors[0], request.meta['uids'][0]
+        if (expert := self.experts.get(uid)) is None: raise ExpertError(f'this peer does not host {uid} any more')
+        shape = expert.schema.output(x.shape[1:])  # now: while it computes, another may take the expert over
         results, spent = await self._submit('forward', request, [x])
-        shape = self.experts[request.meta['uids'][0]].schema.output(x.shape[1:])
         counts = request.meta['counts']
         outputs = [r if isinstance(r, Tensor) else x.new_zeros(n, *shape) for r, n in zip(results, counts)]
         return self._answer(request, results, spent), [joined(outputs)]

@@ -1295,6 +1295,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                      'lah_nb/network/records.py'),
                                         'lah_nb.network.records.Records._count': ( 'network/records.html#records._count',
                                                                                    'lah_nb/network/records.py'),
+                                        'lah_nb.network.records.Records._crowd': ( 'network/records.html#records._crowd',
+                                                                                   'lah_nb/network/records.py'),
                                         'lah_nb.network.records.Records._has_room': ( 'network/records.html#records._has_room',
                                                                                       'lah_nb/network/records.py'),
                                         'lah_nb.network.records.Records._make_room': ( 'network/records.html#records._make_room',

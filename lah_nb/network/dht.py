@@ -131,14 +131,14 @@ async def join(self: DHT, peers: dict[str, list[str]], *, timeout: float = JOIN_
             await trio.sleep(pause := min(2 * pause, 2.))
     if self.peers:
         self._readers = self.peers[:ASKED_TO_READ]
-        self._nursery.start_soon(self._settle)
+        self._nursery.start_soon(self._settle, SETTLE_AFTER)
     elif not first: raise _nobody(peers, whys)
 
 @patch
-async def _settle(self: DHT):
-    "Look around, after what a newcomer wants to know first has been read"
-    await trio.sleep(SETTLE_AFTER)
-    await self.look_around()
+async def _settle(self: DHT, after: float = 0.):
+    "Look around, unless that is done already; by itself a newcomer does so after what it wants to know first has been read"
+    await trio.sleep(after)
+    if self.new_here: await self.look_around()
     self._readers = []
 
 @patch
@@ -220,8 +220,9 @@ def _rest_or_not(self: DHT, records: list[Record], crowds: dict[Record, list[int
         _, rested = self._spared.pop(slot, (0., 1.))
         if not told or not (record in offered or 2 * turned_away > len(told)): continue
         # half of the holders say less: one alone cannot make it rest for long
-        # what they say depends on how long all rest now: so each goes on from its own rest
-        periods = min(max(rested * told[(len(told) - 1) // 2] / CALM, 1.), RARELY)
+        # what they say depends on how long all rest now: so each goes on from its own rest, and not far, for all may have come at once
+        crowd = told[(len(told) - 1) // 2] / CALM
+        periods = min(max(rested * min(crowd, max(2., crowd / 4)), 1.), RARELY)
         self._spared[slot] = now + self.ttl / 3 * periods * random.uniform(0.5, 1.), periods
 
 @patch
@@ -289,6 +290,7 @@ async def announce(
 ) -> dict[str, int]:  # key -> copies made
     "Make entries known now, and keep them known until withdrawn"
     self.mine.update(entries)
+    await self._settle()  # who hardly knows anybody would leave them in the wrong places
     return await self.store(self._sign(entries))
 
 @patch

@@ -155,16 +155,21 @@ class Records:
                 self._count(authors.pop(last)[0], -1)
         return True
 
+    def _crowd(self, slot: tuple[str, str], now: float) -> list:
+        "[since when, turned away since, in the time before]; what was longer ago does not count"
+        since, lately, before = self._crowds.get(slot, (now, 0, 0))
+        if now - since > 2 * CROWD_OVER: return [now, 0, 0]
+        return [since, lately, before] if now - since <= CROWD_OVER else [since + CROWD_OVER, 0, lately]
+
     def _turn_away(self, record: Record, now: float):
-        crowd = self._crowds.setdefault((record.key, record.subkey), [now, 0, 0])
-        if now - crowd[0] > CROWD_OVER: crowd[:] = now, 0, crowd[1]
+        slot = record.key, record.subkey
+        crowd = self._crowds[slot] = self._crowd(slot, now)
         crowd[1] += 1
 
     def crowd(self, record: Record, now: float) -> int:
         "How many authors were turned away lately where this one was; 0 if it has a place"
         if record.value is None or record.author in self._keys.get(record.key, {}).get(record.subkey, {}): return 0
-        _, lately, before = self._crowds.get((record.key, record.subkey), (now, 0, 0))
-        return max(lately, before)
+        return max(self._crowd((record.key, record.subkey), now)[1:])
 
     def get(
         self,

@@ -220,9 +220,9 @@ def _rest_or_not(self: DHT, records: list[Record], crowds: dict[Record, list[int
         _, rested = self._spared.pop(slot, (0., 1.))
         if not told or not (record in offered or 2 * turned_away > len(told)): continue
         # half of the holders say less: one alone cannot make it rest for long
-        # what they say depends on how long all rest now: so each goes on from its own rest, and not far, for all may have come at once
+        # what they say depends on how long all rest now: so each goes on from its own rest, and not far, for they may speak of the time before it
         crowd = told[(len(told) - 1) // 2] / CALM
-        periods = min(max(rested * min(crowd, max(2., crowd / 4)), 1.), RARELY)
+        periods = min(max(rested * (min(crowd, 2.) if record in offered else crowd), 1.), RARELY)
         self._spared[slot] = now + self.ttl / 3 * periods * random.uniform(0.5, 1.), periods
 
 @patch

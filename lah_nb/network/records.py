@@ -87,7 +87,7 @@ def nearest(key: str, peers: Iterable[str], n: int) -> list[str]:
     return [far[distance] for distance in heapq.nsmallest(n, far)]
 
 # %% ../../nbs/network/09_records.ipynb #00000009
-WITNESSES, HOSTS = 4, 8   # authors kept of a subkey: of those that say the same, and in all
+WITNESSES, HOSTS = 4, 6   # authors kept of a subkey: of those that say the same, and in all
 UNDER_KEY = 8192        # records of a key, at most
 TOLD = 2                # witnesses that are told to who asks for the first time
 CROWD_OVER = 10.        # seconds over which those that were turned away are counted

@@ -13,15 +13,11 @@ from lah_nb.simulation.chaos import chaos
 
 
 def test_a_backward_that_is_cancelled_half_way_and_made_again_is_applied_once():
-    async def slow(fn):
-        await trio.sleep(1.)
-        return fn()
     async def main():
         async with MemoryHub(latency=0.01) as hub, trio.open_nursery() as nursery:
             host, trainer = await start(hub, 2, nursery)
             experts = {f'e.{i}': Expert(f'e.{i}', 'ffn', 8) for i in range(3)}
-            server = Server(host.network, host, list(experts.values()), runtime=Runtime(experts, execute=slow, trip=(1, 1.), clock=trio.current_time))
-            await nursery.start(server.run)
+            await _slow_server(host, experts, nursery)
             rows, index = torch.arange(4), torch.arange(4, dtype=torch.int32)
             call = Call(host.peer_id, list(experts), [1, 1, 2], torch.arange(4), rows, index)
             tensors = [torch.ones(4, 8), index, torch.ones(4, 8), torch.ones(4)]
@@ -55,15 +51,11 @@ def test_a_backward_that_comes_again_when_its_answer_is_forgotten_is_refused():
 
 
 def test_a_forward_whose_expert_is_taken_over_while_it_is_computed_is_answered():
-    async def slow(fn):
-        await trio.sleep(1.)
-        return fn()
     async def main():
         async with MemoryHub(latency=0.01) as hub, trio.open_nursery() as nursery:
             host, trainer = await start(hub, 2, nursery)
             experts = {f'e.{i}': Expert(f'e.{i}', 'ffn', 8) for i in range(2)}
-            server = Server(host.network, host, list(experts.values()), runtime=Runtime(experts, execute=slow, trip=(1, 1.), clock=trio.current_time))
-            await nursery.start(server.run)
+            server = await _slow_server(host, experts, nursery)
             async def take_over():
                 await trio.sleep(0.5)
                 del server.experts['e.0']
@@ -78,6 +70,16 @@ def test_a_forward_whose_expert_is_taken_over_while_it_is_computed_is_answered()
 
 
 async def _done(fn): return fn()
+
+
+async def _slow_server(host, experts, nursery):
+    "Each trip takes a second"
+    async def slow(fn):
+        await trio.sleep(1.)
+        return fn()
+    server = Server(host.network, host, list(experts.values()), runtime=Runtime(experts, execute=slow, trip=(1, 1.), clock=trio.current_time))
+    await nursery.start(server.run)
+    return server
 
 
 @pytest.mark.slow

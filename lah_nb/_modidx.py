@@ -518,6 +518,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                       'lah_nb.mixture.norms.Norms.look': ('mixture/norms.html#norms.look', 'lah_nb/mixture/norms.py')},
             'lah_nb.mixture.packed': { 'lah_nb.mixture.packed.About': ('mixture/packed.html#about', 'lah_nb/mixture/packed.py'),
                                        'lah_nb.mixture.packed._specs': ('mixture/packed.html#_specs', 'lah_nb/mixture/packed.py'),
+                                       'lah_nb.mixture.packed._specs_of': ('mixture/packed.html#_specs_of', 'lah_nb/mixture/packed.py'),
                                        'lah_nb.mixture.packed.most_bytes': ('mixture/packed.html#most_bytes', 'lah_nb/mixture/packed.py'),
                                        'lah_nb.mixture.packed.read_about': ('mixture/packed.html#read_about', 'lah_nb/mixture/packed.py'),
                                        'lah_nb.mixture.packed.read_packed': ('mixture/packed.html#read_packed', 'lah_nb/mixture/packed.py'),

@@ -8,12 +8,13 @@ __all__ = ['About', 'read_about', 'most_bytes', 'read_packed', 'unpack_expert']
 # %% ../../nbs/mixture/01a_packed.ipynb #00000003
 import json
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load
 
-from .experts import BETAS, EXPERTS, OPTIMIZERS, Expert, ExpertError, Learning, split_uid
+from .experts import BETAS, EXPERTS, OPTIMIZERS, Expert, ExpertClass, ExpertError, Learning, split_uid
 from ..network.spec import WireError
 
 # %% ../../nbs/mixture/01a_packed.ipynb #00000006
@@ -51,8 +52,12 @@ def _specs(expert_cls: str, hidden_dim: int) -> tuple[dict, int, torch.dtype]:
     "(shape and type of each of the module's tensors, its learning parameters, their type)"
     if expert_cls not in EXPERTS:
         raise ExpertError(f'no class of experts is called {expert_cls[:64]!r} here: its state cannot be checked', see='expert-class')
+    return _specs_of(EXPERTS[expert_cls], expert_cls, hidden_dim)
+
+@lru_cache(maxsize=64)
+def _specs_of(known: ExpertClass, expert_cls: str, hidden_dim: int):
     try:
-        with torch.device('meta'): module = EXPERTS[expert_cls].build(hidden_dim)
+        with torch.device('meta'): module = known.build(hidden_dim)
     except Exception as error: raise ExpertError(f'{expert_cls}({hidden_dim}) cannot be made: {error}', see='expert-class') from error
     learning = [p for p in module.parameters() if p.requires_grad]
     specs = {f'module.{name}': (tuple(t.shape), t.dtype) for name, t in module.state_dict().items()}

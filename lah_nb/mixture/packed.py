@@ -56,6 +56,7 @@ def _specs(expert_cls: str, hidden_dim: int) -> tuple[dict, int, torch.dtype]:
 
 @lru_cache(maxsize=64)
 def _specs_of(known: ExpertClass, expert_cls: str, hidden_dim: int):
+    "The same; to make a module takes milliseconds, and states of one kind come all the time"
     try:
         with torch.device('meta'): module = known.build(hidden_dim)
     except Exception as error: raise ExpertError(f'{expert_cls}({hidden_dim}) cannot be made: {error}', see='expert-class') from error

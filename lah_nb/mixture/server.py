@@ -309,14 +309,16 @@ async def taken_uids(
     "Who hosts which of `uids`"
     prefixes = {f'experts/{uid.rpartition(".")[0]}' for uid in uids}
     found, wanted = await dht.get(prefixes, max_age=max_age), set(uids)
-    taken = {}
+    taken, newest = {}, {}
     for key, records in found.items():
         for record in records:
             uid = f'{key.partition("/")[2]}.{record.subkey}'
             if not record.value or uid not in wanted or not adopted and is_adopted(record.value): continue
             taken.setdefault(uid, set()).add(record.author)
-            try: dht.network.learn(record.author, read_leaf(record.author, record.value).addrs)
-            except LahError as error: _log.info('%s', error)
+            if record.author not in newest or newest[record.author].seq < record.seq: newest[record.author] = record
+    for author, record in newest.items():  # one of the many that a host may have says where it is
+        try: dht.network.learn(author, read_leaf(author, record.value).addrs)
+        except LahError as error: _log.info('%s', error)
     return taken
 
 async def living_hosts(dht: DHT, taken: dict[str, set[str]], *, timeout: float = 2.) -> dict[str, set[str]]:

@@ -444,6 +444,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                'lah_nb/mixture/experts.py'),
                                         'lah_nb.mixture.experts.register_expert': ( 'mixture/experts.html#register_expert',
                                                                                     'lah_nb/mixture/experts.py'),
+                                        'lah_nb.mixture.experts.remembered': ( 'mixture/experts.html#remembered',
+                                                                               'lah_nb/mixture/experts.py'),
                                         'lah_nb.mixture.experts.save_expert': ( 'mixture/experts.html#save_expert',
                                                                                 'lah_nb/mixture/experts.py'),
                                         'lah_nb.mixture.experts.split_uid': ('mixture/experts.html#split_uid', 'lah_nb/mixture/experts.py'),

@@ -8,8 +8,9 @@ import torch
 from torch import nn
 
 from lah_nb.mixture.ffn import FeedForward
-from lah_nb.mixture.experts import (BETAS, EXPERTS, MAX_UIDS, BadGradient, Expert, ExpertError, Schema, expert_schema, load_expert, load_expert_file, parse_uids,
-                            register_expert, save_expert, split_uid)
+from lah_nb.mixture.experts import (BETAS, EXPERTS, MAX_UIDS, BadGradient, Expert, ExpertError, Schema, expert_schema, load_expert, load_expert_file, pack_expert,
+                            parse_uids, register_expert, save_expert, split_uid)
+from lah_nb.mixture.packed import unpack_expert
 
 torch.set_num_threads(1)
 PLAIN = {
@@ -104,15 +105,31 @@ def test_bad_gradients_change_nothing(optimizer):
     assert expert.backward(x, grad).isfinite().all()
 
 
+def test_adams_mean_of_the_gradients_is_remembered_only_where_it_is_more_than_the_last():
+    x, grad = torch.randn(2, 8), torch.randn(2, 8)
+    for betas, kept in ((0.0, 0.8), False), ((0.9, 0.99), True):
+        expert, other = (Expert('ffn.0', 'ffn', 8, betas=betas, seed=seed) for seed in range(2))
+        for _ in range(2): expert.backward(x, grad)
+        state = expert.state()
+        assert ('optimizer.exp_avg' in state) == kept
+        # earlier versions wrote it in any case
+        earlier = {'optimizer.exp_avg': torch.zeros_like(expert.flat)} | state
+        other.load_state(earlier)
+        assert torch.equal(unpack_expert(pack_expert(expert, earlier)).flat, expert.flat)
+        assert torch.equal(expert.backward(x, grad), other.backward(x, grad)) and torch.equal(expert.flat, other.flat)
+        assert all(torch.equal(t, other.state()[name]) for name, t in expert.state().items())
+
+
 def test_state_of_strangers():
     expert = Expert('ffn.0', 'ffn', 8)
     expert.backward(torch.ones(1, 8), torch.ones(1, 8))
     good, before = expert.state(), expert.state()
     name = 'module.layers.0.weight'
     for bad in ({}, good | {'extra': torch.zeros(1)}, good | {name: torch.zeros(3)}, good | {name: good[name] * float('nan')},
-                good | {'optimizer.exp_avg': torch.zeros(5)}, {k: t for k, t in good.items() if k != 'optimizer.step'}):
+                good | {'optimizer.exp_avg_sq': torch.zeros(5)}, {k: t for k, t in good.items() if k != 'optimizer.step'}):
         with pytest.raises(ExpertError): expert.load_state(bad)
     assert all(torch.equal(t, before[key]) for key, t in expert.state().items())
+    with pytest.raises(ExpertError): Expert('ffn.0', 'ffn', 8, betas=(0.9, 0.99)).load_state(good | {'optimizer.exp_avg': torch.zeros(5)})
     weights_only = {key: t for key, t in good.items() if not key.startswith('optimizer.')}
     expert.load_state(weights_only)
     assert set(expert.state()) == set(weights_only)

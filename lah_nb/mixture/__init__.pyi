@@ -9,6 +9,7 @@ from .experts import (
     OPTIMIZERS as OPTIMIZERS,
     parse_uids as parse_uids,
     register_expert as register_expert,
+    remembered as remembered,
     save_expert as save_expert,
     Schema as Schema,
     split_uid as split_uid,

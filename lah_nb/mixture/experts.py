@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['MAX_UIDS', 'EXPERTS', 'OPTIMIZERS', 'BETAS', 'ExpertError', 'BadGradient', 'split_uid', 'parse_uids', 'Schema',
-           'ExpertClass', 'register_expert', 'TransformerLayer', 'Nop', 'expert_schema', 'load_expert_file', 'Learning',
-           'check_device', 'Expert', 'expert_path', 'pack_expert', 'write_durably', 'save_expert', 'load_expert']
+           'ExpertClass', 'register_expert', 'TransformerLayer', 'Nop', 'expert_schema', 'load_expert_file',
+           'remembered', 'Learning', 'check_device', 'Expert', 'expert_path', 'pack_expert', 'write_durably',
+           'save_expert', 'load_expert']
 
 # %% ../../nbs/mixture/01_experts.ipynb #00000003
 import copy, importlib.util, json, math, os, re, statistics, sys, threading, zlib
@@ -235,10 +236,14 @@ def load_expert_file(
 
 # %% ../../nbs/mixture/01_experts.ipynb #0000001f
 _MOMENTS = 'step', 'exp_avg', 'exp_avg_sq'
-OPTIMIZERS = {'adam': _MOMENTS, 'amsgrad': (*_MOMENTS, 'max_exp_avg_sq'), 'sgd': ()}  # name -> what it remembers
+OPTIMIZERS = {'adam': _MOMENTS, 'amsgrad': (*_MOMENTS, 'max_exp_avg_sq'), 'sgd': ()}  # name -> what it may have to remember
 _FUSED = dict(fused=True) if tuple(map(int, torch.__version__.split('.')[:2])) >= (2, 4) else {}
 
 BETAS = (0.0, 0.8)  # of Adam
+
+def remembered(optimizer: str, betas: tuple[float, float]) -> tuple[str, ...]:
+    "What an optimizer has to remember: where the first beta is 0, Adam's mean of the gradients is the last of them"
+    return tuple(name for name in OPTIMIZERS[optimizer] if name != 'exp_avg' or betas[0])
 
 def _optimize(
     name: str,
@@ -251,9 +256,9 @@ def _optimize(
     "One step of torch's SGD or Adam"
     if name == 'sgd': return flat.add_(grad, alpha=-lr)
     common = dict(lr=lr, weight_decay=0.0, maximize=False, foreach=False, **_FUSED)
-    for key in OPTIMIZERS[name]:
+    for key in remembered(name, betas):
         if key not in moments: moments[key] = torch.zeros((), device=flat.device) if key == 'step' else torch.zeros_like(flat)
-    step, first, second, *largest = [[moments[key]] for key in OPTIMIZERS[name]]
+    step, first, second, *largest = [[moments.get(key, grad)] for key in OPTIMIZERS[name]]
     more = dict(amsgrad=name == 'amsgrad', beta1=betas[0], beta2=betas[1], eps=1e-8)
     adam([flat], [grad], first, second, largest[0] if largest else [], step, **more, **common)
 
@@ -567,7 +572,9 @@ def load_state(
 ):
     "Become the expert that `tensors` describe; on any misfit raise `ExpertError` and stay as before"
     module = {f'module.{name}': t.shape for name, t in self.module.state_dict().items()} | {'updates': ()}
-    moments = {f'optimizer.{name}': () if name == 'step' else self.flat.shape for name in OPTIMIZERS[self.optimizer]}
+    kept = remembered(self.optimizer, self.betas)
+    moments = {f'optimizer.{name}': () if name == 'step' else self.flat.shape for name in kept}
+    if 'exp_avg' not in kept: tensors = {name: t for name, t in tensors.items() if name != 'optimizer.exp_avg'}  # in files of earlier versions
     extra = sorted(set(tensors) - set(module))
     want = module | moments if extra else module
     if set(tensors) != set(want):

@@ -14,7 +14,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load
 
-from .experts import BETAS, EXPERTS, OPTIMIZERS, Expert, ExpertClass, ExpertError, Learning, split_uid
+from .experts import BETAS, EXPERTS, OPTIMIZERS, Expert, ExpertClass, ExpertError, Learning, remembered, split_uid
 from ..network.spec import WireError
 
 # %% ../../nbs/mixture/01a_packed.ipynb #00000006
@@ -79,7 +79,8 @@ def read_packed(data: bytes) -> tuple[About, dict[str, torch.Tensor]]:
     specs, numel, dtype = _specs(about.expert_cls, about.hidden_dim)
     want = specs | {'updates': ((), torch.int64)}
     if any(name.startswith('optimizer.') for name in tensors):
-        for name in OPTIMIZERS[about.optimizer]:
+        # earlier versions wrote all that there may be
+        for name in OPTIMIZERS[about.optimizer] if 'optimizer.exp_avg' in tensors else remembered(about.optimizer, about.betas):
             want[f'optimizer.{name}'] = ((), torch.float32) if name == 'step' else ((numel,), dtype)
     if {name: (tuple(t.shape), t.dtype) for name, t in tensors.items()} != want:
         raise WireError(f'a state of {about.uid} that is none of {about.expert_cls}({about.hidden_dim})')

@@ -17,7 +17,7 @@ from ..machine import free_memory
 from ..mixture.adoption import keep_alive
 from ..mixture.copies import COPIES
 from ..mixture.experts import (
-    EXPERTS, OPTIMIZERS, Expert, ExpertError, Learning, check_device, expert_schema, load_expert_file, parse_uids, split_uid)
+    BETAS, EXPERTS, Expert, ExpertError, Learning, check_device, expert_schema, load_expert_file, parse_uids, remembered, split_uid)
 from ..mixture.server import Server, claim, saved_uids
 from ..network.spec import WireError
 from ..network.wire import field
@@ -96,7 +96,7 @@ def bytes_of(expert_cls: str, hidden_dim: int, optimizer: str = 'adam') -> int:
         with torch.device('meta'): parameters = list(EXPERTS[expert_cls].build(hidden_dim).parameters())
         weights = sum(p.numel() * p.element_size() for p in parameters)
     except Exception: return 0  # nobody can know before it is made
-    return weights * (2 + sum(name != 'step' for name in OPTIMIZERS[optimizer]))
+    return weights * (2 + sum(name != 'step' for name in remembered(optimizer, BETAS)))
 
 def free_bytes(device: str) -> int:
     "Memory that is free there"

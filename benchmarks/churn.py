@@ -23,7 +23,7 @@ import torch
 
 from lah_nb import Classifier, DMoE, Swarm, Trainer, load_mnist
 from lah_nb.errors import LahError
-from lah_nb.mixture.copies import COPY_AFTER, COPY_WITHIN
+from lah_nb.simulation.training_run import Losses
 
 EXPERTS, PATTERN = 64, 'ffn.[0:8].[0:8]'
 
@@ -68,8 +68,7 @@ class Watch(threading.Thread):
         super().__init__(name='watch', daemon=True)
         self.swarm, self.trainer, self.over = swarm, trainer, threading.Event()
         self.rows = []  # (when, samples so far, peers alive, experts served)
-        self.seen = {}  # uid -> [(when, updates)] of late
-        self.lost = [0, 0.]  # the most updates that an expert has lost, and by how many it exceeds what is allowed
+        self.losses = Losses()
 
     def run(self):
         while not self.over.wait(1.): self.look()
@@ -79,14 +78,7 @@ class Watch(threading.Thread):
         except LahError: return
         now, alive = time.monotonic(), sum(peer.alive and peer.peer_id is not None for peer in list(self.swarm.local_peers))
         self.rows.append((now, self.trainer.samples, alive, len(told)))
-        for uid, updates in told.items():
-            before = self.seen.setdefault(uid, [])
-            if before and updates < before[-1][1]:
-                lost, learnt = before[-1][1] - updates, before[-1][1] - min(n for at, n in before if before[-1][0] - at <= COPY_WITHIN + 2.)
-                self.lost = [max(self.lost[0], lost), max(self.lost[1], lost - max(COPY_AFTER, learnt))]
-                before.clear()
-            before.append((now, updates))
-            del before[:-60]
+        self.losses.note(now, told)
 
     async def _ask(self) -> dict[str, int]:
         "The updates of each expert, at the host that has most"
@@ -131,7 +123,7 @@ def run(peers: int, half_life: float, seconds: float, calm: float, absent: float
                     alive=round(statistics.mean(row[2] for row in watch.rows[before:after]), 1),
                     samples_per_s_calm=round(quiet[0]), samples_per_s=round(stormy[0]), of_calm=round(stormy[0] / quiet[0], 2), kept=round(stormy[1] / quiet[1], 2),
                     served=round(statistics.mean(row[3] for row in watch.rows[before:after]), 1), served_at_the_end=watch.rows[-1][3],
-                    lost_updates=watch.lost[0], within_lag=watch.lost[1] <= 0, batches=trainer.step, handed_out_again=len(trainer.failures), accounted=accounted,
+                    lost_updates=watch.losses.most, within_lag=watch.losses.beyond <= 0, batches=trainer.step, handed_out_again=len(trainer.failures), accounted=accounted,
                     failed_calls=int(history.failed_calls.iloc[-1]), accuracy=round(trainer.evaluate(data)['accuracy'], 4), errors=churn.failed[:3])
 
 

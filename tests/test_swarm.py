@@ -3,7 +3,7 @@ import os, shutil, signal, subprocess, sys, time
 from pathlib import Path
 
 import psutil, pytest, torch
-from conftest import freeze
+from conftest import freeze, until
 
 import lah_nb
 from lah_nb import DMoE, Swarm, SwarmError, volunteer
@@ -84,7 +84,8 @@ import os, sys, psutil
 from IPython.core.interactiveshell import InteractiveShell
 shell = InteractiveShell.instance()
 run = lambda cell: shell.run_cell(cell, store_history=True).raise_error()
-children = lambda: sum('lah_nb' in child.cmdline() for child in psutil.Process().children())
+me = psutil.Process()
+children = lambda: len(me.children(recursive=True)) - len(me.children())  # what their forges have forked
 run('from lah_nb import Swarm')
 for text in ("swarm = Swarm.local(1, 'e.[0:2]', hidden_dim=4)", "# edited\\nswarm = Swarm.local(1, 'e.[0:3]', hidden_dim=4)"):
     run(text)
@@ -94,6 +95,28 @@ assert children() == 3, children()
 """
     said = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, timeout=100)
     assert not said.returncode and said.stderr.count('held before is closed') == 1, said.stdout + said.stderr
+
+
+def test_peers_are_forked_and_end_with_what_forks_them():
+    with Swarm.local(2, 'e.[0:4]', hidden_dim=4) as swarm:
+        first, second = swarm.peers
+        forge = psutil.Process(first.pid).parent()
+        assert forge.pid == psutil.Process(second.pid).ppid() and psutil.Process(os.getpid()) == forge.parent()
+        first.kill()
+        assert not psutil.pid_exists(first.pid) and first.process.returncode == -signal.SIGKILL and second.alive
+        forge.kill()
+        until(lambda: not second.alive, 5.)
+        third, = swarm.start_peers(1, 'e.[0:4]')  # from another forge
+        assert third.alive and psutil.Process(third.pid).ppid() != forge.pid
+
+
+def test_a_peer_whose_code_cannot_be_loaded_says_why(tmp_path):
+    (tmp_path / 'lah_nb').mkdir()
+    shutil.copytree(Path(lah_nb.__file__).parent, tmp_path / 'lah_nb', dirs_exist_ok=True)
+    with open(tmp_path / 'lah_nb' / 'mixture' / 'server.py', 'a') as file: file.write("\nimport os\nif os.getsid(0) == os.getpid(): raise RuntimeError('a broken installation')\n")
+    code = f'import sys\nsys.path.insert(0, {str(tmp_path)!r})\nfrom lah_nb import Swarm\nSwarm.local(2, "e.[0:4]", hidden_dim=4)'
+    said = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, timeout=60, cwd=tmp_path)
+    assert said.returncode == 1 and 'RuntimeError: a broken installation' in said.stderr, said.stderr
 
 
 def test_a_clone_on_the_path_is_enough(tmp_path):

@@ -396,6 +396,7 @@ def _add_simulate(commands) -> list:
     training.add_argument('--steps', type=_positive, default=500, metavar='N', help=f'batches {_DEFAULT}')
     training.add_argument('--seconds', type=_amount, metavar='S', help='of virtual time, instead of steps')
     training.add_argument('--in-flight', type=_in_flight, default='auto', metavar='N', help=f'batches at a time {_DEFAULT}')
+    training.add_argument('--expert-ms', type=_amount, nargs=2, metavar='MS', help='what an expert takes for a call, forward and backward (default: as on a small computer)')
     training.add_argument('--delay', type=_amount, default=0., metavar='MS', help='mean delay of each message, one way (default: none)')
     training.add_argument('--drop', type=_share, default=0., metavar='P', help='share of the calls that are lost (default: none)')
     training.set_defaults(run=_simulate_training)
@@ -413,9 +414,13 @@ def _simulate_index(args) -> dict:
     return _say_all(simulate(args.peers, dead=args.dead, seed=args.seed, record=args.record))
 
 def _simulate_training(args) -> dict:
+    from lah_nb.simulation.rehearsal import Costs
     from lah_nb.simulation.training_run import train_rehearsed
     names = 'data', 'peers', 'layers', 'batch_size', 'half_life', 'steps', 'seconds', 'in_flight', 'drop', 'seed'
     options = {name: getattr(args, name) for name in names}
+    if args.expert_ms:
+        forward, backward = (ms / 1000 for ms in args.expert_ms)
+        options['costs'] = Costs(forward=(forward, 0.), backward=(backward, 0.))
     return _say_all(train_rehearsed(**options, grid=tuple(args.grid), delay_ms=args.delay))
 
 def _simulate_chaos(args) -> dict:

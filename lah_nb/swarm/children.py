@@ -9,13 +9,12 @@ __all__ = ['SAVE_WITHIN', 'SwarmError', 'LocalPeer']
 import json, os, re, subprocess, sys, threading, weakref
 from collections import deque
 from collections.abc import Sequence
-from pathlib import Path
 
-import lah_nb
 from fastcore.basics import patch
 
 from ..network.addresses import split_addr
 from ..errors import LahError
+from .forking import Forge, environment
 
 # %% ../../nbs/swarm/04_children.ipynb #00000006
 SAVE_WITHIN = 120.      # seconds more for a peer that is saving its experts
@@ -30,15 +29,17 @@ class LocalPeer:
         self,
         *options: str,  # of `lah-nb peer`
         threads: int = 1,  # BLAS threads
+        forge: Forge | None = None,  # that forks it; None: it loads everything itself
     ):
         self.peer_id, self.addrs = None, []
         self.lines, self.status = deque(maxlen=200), {}
         self.leaving = False  # it has begun to withdraw and save
         self._ready = threading.Event()
-        self.process = _start_peer(options, threads)
+        arguments = ['peer', '--owned', *options]
+        self.process = forge.start(arguments, threads) if forge else _start(arguments, threads)
         self._reader = threading.Thread(
             target=_read_lines, args=(self.process.stdout, weakref.ref(self), self._ready),
-            name=f'lah-peer-{self.process.pid}', daemon=True)
+            name='lah-peer', daemon=True)
         self._reader.start()
 
     pid = property(lambda self: self.process.pid)
@@ -104,14 +105,10 @@ def _reap(self: LocalPeer, timeout):
     self.process.stdout.close()
 
 # %% ../../nbs/swarm/04_children.ipynb #0000000e
-def _start_peer(options: Sequence[str], threads: int) -> subprocess.Popen:
-    libraries = 'OMP_NUM_THREADS', 'MKL_NUM_THREADS', 'OPENBLAS_NUM_THREADS'
-    home = str(Path(lah_nb.__file__).resolve().parents[1])  # a clone that only `sys.path` leads to
-    paths = [path for path in (os.environ.get('PYTHONPATH'), home) if path]
+def _start(arguments: Sequence[str], threads: int) -> subprocess.Popen:
     return subprocess.Popen(
-        [sys.executable, '-m', 'lah_nb', 'peer', '--owned', *options],
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors='replace',
-        env={**os.environ, 'PYTHONUNBUFFERED': '1', 'PYTHONPATH': os.pathsep.join(paths), **dict.fromkeys(libraries, str(threads))},
+        [sys.executable, '-m', 'lah_nb', *arguments],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors='replace', env=environment(threads),
         # an interrupt of the cell is not theirs
         start_new_session=os.name == 'posix', creationflags=getattr(subprocess, 'CREATE_NEW_PROCESS_GROUP', 0))
 

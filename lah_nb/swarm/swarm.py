@@ -16,6 +16,7 @@ from fastcore.basics import patch
 
 from ..network.census import read_census
 from .children import LocalPeer, SwarmError
+from .forking import Forge, can_fork
 from ..network.dht import DHT
 from ..errors import LahError
 from ..machine import cores
@@ -63,6 +64,7 @@ class Swarm:
         identity: str | os.PathLike | None = None,  # file that keeps this trainer's peer id; None: that of LAH_IDENTITY, or a new id
     ):
         if identity := identity or os.environ.get('LAH_IDENTITY'): identity = load_identity(identity)
+        self._forge = None  # from which its peers are forked
         self._own = self._own_members = None  # a folder for what its peers need; the list of them
         self.network = Host(listen=listen, punch=True, key=key, allow=allow, identity=identity or None)
         self.local_peers, self._join = [], list(addrs)
@@ -174,9 +176,10 @@ def start_peers(self: Swarm,
     else: shares = [['--experts', ','.join(uids[i::peers])] for i in range(peers)]
     threads = max(1, cores() // (peers + len(self.local_peers)))
     started, deadline = [], time.monotonic() + timeout
+    if can_fork() and not (self._forge and self._forge.alive): self._forge = Forge()
     try:
         for share in shares: share += self._admitted()
-        for share in shares: started.append(LocalPeer(*share, *options, threads=threads))
+        for share in shares: started.append(LocalPeer(*share, *options, threads=threads, forge=self._forge))
         self.local_peers += started
         for peer in started: peer.wait_ready(max(deadline - time.monotonic(), 0.1))
     except BaseException:
@@ -252,6 +255,7 @@ def close(self: Swarm):
     for peer in self.local_peers: peer.ask_to_stop()
     deadline = time.monotonic() + 8.
     for peer in self.local_peers: peer.stop(max(deadline - time.monotonic(), 0.1))
+    if self._forge: self._forge.close()
     if self._own: self._own.cleanup()
     try:
         if hasattr(self, '_scope'): self.portal.run(stop_owned, self._scope, self._ended, timeout=5.)

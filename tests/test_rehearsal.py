@@ -96,3 +96,16 @@ def test_a_test_that_asks_for_more_than_peers_can_do_asks_for_less_and_ends():
     seconds, loss, failed = rehearse(run, peers=1, costs=slow, cores=1, **GRID)
     batches = -(-len(load_digits().y_test) // 8)
     assert failed and loss > 0 and seconds < 3 * 0.64 * batches
+
+
+def test_it_ends_in_the_midst_of_work():
+    "What waits for a device thread when all is cut off hears from it"
+    def run(swarm):
+        layer = DMoE(swarm, 64, grid=(2, 4), k=4)
+        def work():
+            while True: layer(torch.randn(4, 64)).sum().backward()
+        for _ in range(4): swarm.meanwhile(work)
+        swarm.sleep(6.)
+        return layer.stats.totals()['calls'] > 8
+    slow = Costs(forward=(0.1, 0.), backward=(0.3, 0.))
+    for seed in range(4): assert rehearse(run, copies=2, costs=slow, seed=seed, **GRID)

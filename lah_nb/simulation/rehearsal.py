@@ -229,21 +229,24 @@ class _Lab:
         return new
 
 async def _rehearse(fn: Callable, peers: int, latency, **options):
-    async with MemoryHub(latency, options['seed']) as hub, trio.open_nursery() as nursery:
-        lab = _Lab(hub, nursery, **options)
-        with standing_in(nursery, runtime, monitor, flight, fitting, trainer), _at_cost(lab.costs):
-            swarm = RehearsedSwarm(lab)
-            swarm.local_peers = lab.peers
-            await lab.start(peers, lab.uids)
-            _cores.set(lab.cores[swarm.network.peer_id])
-            for part in swarm.dht, swarm.roster: await nursery.start(part.run)
-            nursery.start_soon(swarm.monitor.run)
-            await swarm.dht.join(lab.seeds)
-            found = await outcome.acapture(Lockstep(partial(fn, swarm)).run)
-            swarm._closed = True
-            for peer in lab.peers: await peer.fall()
+    async with MemoryHub(latency, options['seed']) as hub, trio.open_nursery() as threads:
+        with standing_in(threads, runtime, monitor, flight, fitting, trainer), _at_cost(options['costs']):
+            async with trio.open_nursery() as nursery:
+                lab = _Lab(hub, nursery, **options)
+                swarm = RehearsedSwarm(lab)
+                swarm.local_peers = lab.peers
+                await lab.start(peers, lab.uids)
+                _cores.set(lab.cores[swarm.network.peer_id])
+                for part in swarm.dht, swarm.roster: await nursery.start(part.run)
+                nursery.start_soon(swarm.monitor.run)
+                await swarm.dht.join(lab.seeds)
+                found = await outcome.acapture(Lockstep(partial(fn, swarm)).run)
+                swarm._closed = True
+                for peer in lab.peers: await peer.fall()
+                nursery.cancel_scope.cancel()
+            # a peer waits for what its device thread still computes: the threads are cut off after the peers
             hub.nursery.cancel_scope.cancel()
-            nursery.cancel_scope.cancel()
+            threads.cancel_scope.cancel()
     return found.unwrap()
 
 TICK = 1e-5  # seconds: what falls into the same one happens at once

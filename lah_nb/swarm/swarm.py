@@ -215,7 +215,12 @@ def local(
 ) -> Swarm:
     "Start `peers` peers as child processes on this computer, and join them; in a notebook, instead of those the variable held before"
     execution = _close_overwritten()
-    swarm = cls(listen=['/ip4/127.0.0.1/tcp/0'], key=key, allow=allow)
+    forge = Forge() if can_fork() else None  # it loads what peers need while the swarm begins
+    try: swarm = cls(listen=['/ip4/127.0.0.1/tcp/0'], key=key, allow=allow)
+    except BaseException:
+        if forge: forge.close()
+        raise
+    swarm._forge = forge
     try: swarm.start_peers(peers, experts, **options)
     except BaseException:
         swarm.close()

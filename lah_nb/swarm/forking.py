@@ -69,7 +69,7 @@ class Forked:
             else: self.returncode = number
         else:  # the forge is gone: nobody would say any more how this one ends
             self.returncode = -signal.SIGKILL
-            if self._pid is not None:
+            if self._pid:  # 0: it was never forked
                 try: os.kill(self._pid, signal.SIGKILL)
                 except ProcessLookupError: pass
         if self.returncode is not None: self._told.close()
@@ -93,17 +93,20 @@ class Forge:
     def start(self, arguments: Sequence[str], threads: int) -> Forked:  # arguments of `lah-nb`; BLAS threads
         "Have it fork a process with these arguments"
         (stdin, write), (read, stdout), (heard, told) = os.pipe(), os.pipe(), os.pipe()
-        message = {'arguments': list(arguments), 'environment': environment(threads), 'threads': threads, 'cwd': os.getcwd()}
+        message = {'arguments': list(arguments), 'environment': environment(threads), 'threads': threads}
+        here = os.open('.', os.O_RDONLY)  # it may have no name any more
         with tempfile.TemporaryFile() as letter:  # of any length
             letter.write(json.dumps(message).encode())
             letter.flush()
-            try: socket.send_fds(self._socket, [b'!'], [letter.fileno(), stdin, stdout, told])
+            try: socket.send_fds(self._socket, [b'!'], [letter.fileno(), here, stdin, stdout, told])
             except OSError: pass  # it is gone: nobody has the other ends, which is how `Forked` finds out
-            for end in stdin, stdout, told: os.close(end)
+            for end in here, stdin, stdout, told: os.close(end)
         return Forked(write, read, heard)
 
     def close(self, timeout: float = 10.):
         "It ends after its last peer; those that are left after `timeout` seconds are cut off with it"
+        try: self._socket.shutdown(socket.SHUT_RDWR)  # for those too who have inherited this end in a fork of their own
+        except OSError: pass  # it was closed already
         self._socket.close()
         try: self._process.wait(timeout)
         except subprocess.TimeoutExpired:
@@ -138,7 +141,7 @@ def serve(
             elif trouble: _refuse(trouble, *asked[1])
             elif (pid := os.fork()): _tell(children, pid, *asked[1])
             else:
-                for end in *children.values(), woken, wakes, asked[1][2]: os.close(end)
+                for end in *children.values(), woken, wakes: os.close(end)
                 control.close()
                 _become(*asked)
                 sys.exit(main(asked[0]['arguments']))
@@ -149,14 +152,15 @@ def _load():
     import lah_nb.swarm.hosting
 
 def _receive(control: socket.socket) -> tuple[dict, list[int]] | None:
-    message, ends, _, _ = socket.recv_fds(control, 1, 4)
+    "What is asked, and four file descriptors: the folder to be in, input, output, where to tell"
+    message, ends, _, _ = socket.recv_fds(control, 1, 5)
     if not message: return None
     with open(ends[0], 'rb') as letter:
         letter.seek(0)
         return json.loads(letter.read()), ends[1:]
 
-def _tell(children: dict[int, int], pid: int, stdin: int, stdout: int, told: int):
-    for end in stdin, stdout: os.close(end)
+def _tell(children: dict[int, int], pid: int, here: int, stdin: int, stdout: int, told: int):
+    for end in here, stdin, stdout: os.close(end)
     children[pid] = told
     _write(told, pid)
 
@@ -172,25 +176,27 @@ def _reap(children: dict[int, int]):
         _write(told, os.waitstatus_to_exitcode(status))
         os.close(told)
 
-def _refuse(trouble: str, stdin: int, stdout: int, told: int):
+def _refuse(trouble: str, here: int, stdin: int, stdout: int, told: int):
     "Say why nothing can be forked"
-    with open(stdout, 'w') as out: out.write(trouble)
+    try:
+        with open(stdout, 'w') as out: out.write(trouble)
+    except BrokenPipeError: pass  # nobody reads it
     _write(told, 0)
     _write(told, 1)
-    for end in stdin, told: os.close(end)
+    for end in here, stdin, told: os.close(end)
 
 def _become(asked: dict, ends: list[int]):
     "What was forked goes on as a process of its own, with its own luck"
     signal.set_wakeup_fd(-1)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     os.setsid()
-    stdin, stdout, _ = ends
+    here, stdin, stdout, _ = ends
+    os.fchdir(here)
     for end, place in (stdin, 0), (stdout, 1), (stdout, 2): os.dup2(end, place)
-    for end in stdin, stdout: os.close(end)
+    for end in ends: os.close(end)
     sys.stdin, sys.stdout, sys.stderr = open(0, closefd=False), open(1, 'w', 1, closefd=False), open(2, 'w', 1, closefd=False)
     os.environ.clear()
     os.environ.update(asked['environment'])
-    os.chdir(asked['cwd'])
     import numpy, torch, trio
     for generator in numpy.random, trio._core._run._r, random: generator.seed()
     torch.set_num_threads(asked['threads'])

@@ -121,6 +121,7 @@ def test_a_peer_whose_code_cannot_be_loaded_says_why(tmp_path):
 
 def test_a_clone_on_the_path_is_enough(tmp_path):
     (tmp_path / 'clone').mkdir()
+    (tmp_path / 'lah_nb.py').write_text('raise RuntimeError("another one, in the present folder")')
     shutil.copytree(Path(lah_nb.__file__).parent, tmp_path / 'clone' / 'lah_nb')
     code = (f'import sys\nsys.path.insert(0, {str(tmp_path / "clone")!r})\nimport lah_nb\nfrom lah_nb import Swarm\n'
             'assert "clone" in lah_nb.__file__\nwith Swarm.local(1, "e.0", hidden_dim=4) as s: print(open(f"/proc/{s.peers[0].pid}/environ").read())')

@@ -75,7 +75,14 @@ class Forked:
         if self.returncode is not None: self._told.close()
 
 # %% ../../nbs/swarm/03a_forking.ipynb #00000007
-_FORGE = 'import sys; from lah_nb.command.cli import main; from lah_nb.swarm.forking import serve; serve(int(sys.argv[1]), main)'
+# what lies in the present folder comes last: another version of this library, for one
+_FORGE = '''
+import sys
+sys.path.sort(key=lambda path: path == '')
+from lah_nb.command.cli import main
+from lah_nb.swarm.forking import serve
+serve(int(sys.argv[1]), main)
+'''
 
 class Forge:
     "The process that forks; `alive`, `start`, `close`"

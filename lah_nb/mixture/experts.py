@@ -258,6 +258,7 @@ def _optimize(
     common = dict(lr=lr, weight_decay=0.0, maximize=False, foreach=False, **_FUSED)
     for key in remembered(name, betas):
         if key not in moments: moments[key] = torch.zeros((), device=flat.device) if key == 'step' else torch.zeros_like(flat)
+    # the mean that is not remembered is the gradient
     step, first, second, *largest = [[moments.get(key, grad)] for key in OPTIMIZERS[name]]
     more = dict(amsgrad=name == 'amsgrad', beta1=betas[0], beta2=betas[1], eps=1e-8)
     adam([flat], [grad], first, second, largest[0] if largest else [], step, **more, **common)

@@ -44,7 +44,9 @@ class Forked:
         return self.returncode
 
     def kill(self):
-        if self.poll() is None and (pid := self.pid) and self.poll() is None: os.kill(pid, signal.SIGKILL)
+        if self.poll() is None and (pid := self.pid) and self.poll() is None:
+            try: os.kill(pid, signal.SIGKILL)
+            except ProcessLookupError: pass  # it has just ended
 
     def _listen(self, enough, timeout: float):
         deadline = time.monotonic() + timeout

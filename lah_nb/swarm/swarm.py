@@ -176,7 +176,10 @@ def start_peers(self: Swarm,
     else: shares = [['--experts', ','.join(uids[i::peers])] for i in range(peers)]
     threads = max(1, cores() // (peers + len(self.local_peers)))
     started, deadline = [], time.monotonic() + timeout
-    if can_fork() and not (self._forge and self._forge.alive): self._forge = Forge()
+    if self._forge and not self._forge.alive:
+        self._forge.close()
+        self._forge = None
+    if self._forge is None and can_fork(): self._forge = Forge()
     try:
         for share in shares: share += self._admitted()
         for share in shares: started.append(LocalPeer(*share, *options, threads=threads, forge=self._forge))

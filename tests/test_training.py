@@ -1,5 +1,5 @@
 "Races, interrupts, failures and checkpoints of the trainer"
-import contextlib, copy, heapq, os, signal, threading, time
+import contextlib, copy, heapq, math, os, random, signal, threading, time
 
 import pytest
 import torch
@@ -7,6 +7,8 @@ from torch import nn
 
 from lah_nb.training import ImageData, TrainingError, in_flight
 from lah_nb.training.flight import Pace
+from lah_nb.training import sharing
+from lah_nb.training.sharing import Common, Post
 from lah_nb import CausalTransformer, Classifier, Trainer, constant, cosine, dense_ffn
 from lah_nb.errors import LahError
 
@@ -335,6 +337,36 @@ def test_rates_of_trunk_and_experts_rise_and_fall_together(images):
     assert seen[0] == pytest.approx(0.1) and max(seen) > 0.99 and 0 < seen[-1] < 0.03
 
 
+def test_each_step_of_one_is_taken_once_by_all_though_posts_are_missed(monkeypatch):
+    monkeypatch.setattr(sharing, 'TOGETHER', 0.)
+    monkeypatch.setattr(sharing, 'CALM', 10**9)
+    rng, at = random.Random(0), {name: torch.zeros(3) for name in 'abc'}
+    common, updates = {name: Common(w) for name, w in at.items()}, dict.fromkeys(at, 0)
+    def meet(name, missing):
+        posts = {other: Post(at[other], common[other].moved(at[other]), updates=updates[other]) for other in at}
+        others = {other: None if other in missing else posts[other] for other in at if other != name}
+        at[name] = at[name] + common[name].take(posts[name], others)
+    for name in at: meet(name, ())  # they see each other for the first time
+    steps = torch.zeros(3)
+    for _ in range(200):
+        name, step = rng.choice('abc'), torch.randn(3)
+        at[name], steps, updates[name] = at[name] + step, steps + step, updates[name] + 1
+        meet(rng.choice('abc'), rng.sample('abc', rng.choice((0, 0, 1, 2))))
+    for name in at: meet(name, ())
+    for name in at: assert torch.allclose(at[name], steps, atol=1e-3)
+
+
+def test_many_steps_between_two_meetings_are_shortened_for_all_alike(monkeypatch):
+    monkeypatch.setattr(sharing, 'TOGETHER', 0.)
+    ann, bob = torch.zeros(2), torch.zeros(2)
+    of_ann, of_bob = Common(ann), Common(bob)
+    for n in (0, 16):
+        if n: ann, bob = ann + torch.tensor([1., 0.]), bob + torch.tensor([0., 1.])
+        posts = Post(ann, of_ann.moved(ann), updates=n), Post(bob, of_bob.moved(bob), updates=n)
+        ann, bob = ann + of_ann.take(posts[0], dict(bob=posts[1])), bob + of_bob.take(posts[1], dict(ann=posts[0]))
+    assert torch.allclose(ann, bob) and torch.allclose(ann, torch.full((2,), math.sqrt(sharing.CALM / 32)))
+
+
 @pytest.mark.slow
 def test_trainers_that_share_a_name_keep_together():
     "Two trainers, then one that comes late: all end near each other, and no NaN is averaged"
@@ -346,20 +378,21 @@ def test_trainers_that_share_a_name_keep_together():
             torch.manual_seed(seed)
             layer = DMoE(stack.enter_context(Swarm.join(swarm.addrs)), 8, grid=(4,), k=2)
             made = Trainer(Classifier([layer], 6, 8, 3), batch_size=8, in_flight=2, lr=1e-2, share=share, progress=False)
-            if share: made.sharing.meeting.period = 0.5
             return made
         ann, bob, alone = trainer(0), trainer(1), trainer(2, share=None)
         for each in ann, bob, alone: each.start(data, seconds=5.)
         for each in ann, bob, alone: assert each.wait(60) and each.error is None
-        assert ann.sharing.averages >= 2 and bob.sharing.averages >= 2
-        together = (weights(ann) - weights(bob)).norm()
-        assert together < (weights(ann) - weights(alone)).norm() / 2
+        assert ann.sharing.meetings >= 2 and bob.sharing.meetings >= 2
+        apart = (weights(ann) - weights(alone)).norm()
+        assert (weights(ann) - weights(bob)).norm() < apart / 4
         late, ill = trainer(3), trainer(4)
-        late.sharing.average(only_read=True)
-        assert (weights(late) - weights(ann)).norm() < (weights(late) - weights(alone)).norm() / 2
+        ann.sharing.meet()
+        late.sharing.begin()
+        assert (weights(late) - weights(ann)).norm() < apart / 100
+        assert late.sharing.rate == pytest.approx(ann._own_rate(), abs=1e-6) and ann.sharing.rate == 1.
         with torch.no_grad(): next(ill.model.parameters()).fill_(float('nan'))
-        ill.sharing.meeting.exchange(weights(ill), samples=8)
-        ann.sharing.average()
+        ill.sharing.meeting.exchange(Post(weights(ill), weights(ill), samples=8, rate=1.))
+        ann.sharing.meet()
         assert weights(ann).isfinite().all() and 'not finite' in str(ann.sharing.meeting.refused)
 
 

@@ -26,6 +26,8 @@ MOST_POSTS, MOST_BYTES = 256, 256 << 20  # on one board
 class _Post:
     tensor: 'Tensor'
     samples: int  # that its author has trained on
+    updates: int  # steps that it has taken
+    rate: float   # the part of its learning rate that is due now
     at: float  # when it came
 
 class Board:
@@ -50,7 +52,8 @@ class Board:
     def _check(self, caller: str, meta: dict, specs: tuple[Spec, ...]):
         "Is there room for this post?"
         name = field(meta, 'name', str, most=200)
-        field(meta, 'samples', int)
+        for count in 'samples', 'updates': field(meta, count, int)
+        field(meta, 'rate', float)
         if [spec.dtype for spec in specs] != ['float32']: raise LahError('a post is one tensor, of float32')
         self._forget_old()
         others = [post for key, post in self.posts.items() if key != (name, caller)]
@@ -58,13 +61,14 @@ class Board:
         if len(others) >= MOST_POSTS or size > self.most_bytes: raise LahError('this board is full; try another peer')
 
     async def _post(self, request: Request) -> Answer:
-        self.posts[request.meta['name'], request.peer_id] = _Post(request.tensors[0], request.meta['samples'], self.clock())
+        name, *told = (request.meta[key] for key in ('name', 'samples', 'updates', 'rate'))
+        self.posts[name, request.peer_id] = _Post(request.tensors[0], *told, self.clock())  # in the order in which they first came
         return {}, ()
 
     async def _list(self, request: Request) -> Answer:
         self._forget_old()
         wanted, now = field(request.meta, 'name', str, most=200), self.clock()
-        posts = [[author, post.samples, now - post.at] for (name, author), post in self.posts.items() if name == wanted]
+        posts = [[author, post.samples, post.updates, post.rate, now - post.at] for (name, author), post in self.posts.items() if name == wanted]
         return {'posts': posts}, ()
 
     async def _read(self, request: Request) -> Answer:

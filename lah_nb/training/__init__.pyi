@@ -30,4 +30,4 @@ from .fitting import (
 from .trainer import call_stats as call_stats, objective as objective, Trainer as Trainer
 from .recipes import Recipe as Recipe, RECIPES as RECIPES
 from .tensorboard import TensorBoard as TensorBoard
-from .sharing import Meeting as Meeting, OuterStep as OuterStep, Sharing as Sharing
+from .sharing import Meeting as Meeting, Sharing as Sharing

@@ -113,7 +113,7 @@ class Trainer:
         self.waiting = False  # for a swarm of which nobody answers at the moment
         self._age, self._pending = self.in_flight - 1., 0  # batches that pass a batch in flight; gradients that wait for a step
         self.share = share
-        self.sharing = Sharing(model, share, self._lock, lambda: self.samples) if share else None
+        self.sharing = Sharing(model, share, self._lock, self._told) if share else None
         for group in self.optimizer.param_groups: group.setdefault('initial_lr', group['lr'])
 
     def __repr__(self):
@@ -241,14 +241,24 @@ def _wait_for_step(self: Trainer, over: threading.Event):
         if not self._stepped.wait(0.1) and not self.ledger.away: self._step_trunk()  # nobody is left to wait for
 
 @patch
-def _rate(self: Trainer) -> float:
-    "The part of all learning rates that is due now, above 0 and at most 1"
+def _own_rate(self: Trainer) -> float:
+    "The part of all learning rates that is due now by its plan, above 0 and at most 1"
     if isinstance(self.schedule, LRScheduler):
         group = self.optimizer.param_groups[0]
         return min(1., group['lr'] / max(group.get('max_lr', group['initial_lr']), 1e-12))
     plan, rising = self.plan, min(self.warmup, self._expected() / 20)
     progress = plan.progress(self.step, self.seconds) if plan else 1.
     return min(1., (self.step + 1) / max(1, rising)) * self.schedule(progress)
+
+@patch
+def _rate(self: Trainer) -> float:
+    "The part of all learning rates that is due now: no more than what is due where the eldest of those that share is"
+    return min(self._own_rate(), self.sharing.rate) if self.sharing else self._own_rate()
+
+@patch
+def _told(self: Trainer) -> dict:
+    "What trainers that share get to know"
+    with self._lock: return dict(samples=self.samples, updates=self.updates, rate=float(self._own_rate()))
 
 # %% ../../nbs/training/06_trainer.ipynb #0000003c
 @patch

@@ -1,44 +1,63 @@
-"""Is a rehearsal true? The same training through a real swarm on this computer and in virtual time, under the same weather.
+"""Is a rehearsal true? The same job on a real swarm on this computer and in virtual time, under the same weather.
 
-    python benchmarks/rehearsed.py [--peers 4 16] [--steps 300] [--seed 0] [--json]
+    python benchmarks/rehearsed.py [--peers 4 16 32] [--steps 300] [--seed 0] [--json]
 
-First the costs are measured: CPU seconds of the trainer and of its peers for a batch, in calm weather, one batch in flight. What calls take of
-these is measured with pings. Then each row is run in both worlds: samples a second, staleness in steps, seconds of a dispatch forward, and the
-ratio of the rehearsal's to the real one's.
+First the costs are measured: CPU seconds of the trainer and of its peers for a batch, in calm weather, one batch in flight, and for one of four
+times as many rows. What calls take of these is measured with pings. Then each row is run in both worlds: seconds to look up a key that was not
+asked for lately, and to choose the best 4 experts of 64 rows for the first time (both at a constant 100 ms each way); samples a second, staleness
+in steps and seconds of a dispatch forward in the weather that is told; and the ratio of the rehearsal's to the real one's. Run it where nothing
+else runs: what takes a core from the real swarm takes none from the rehearsal.
 """
 import argparse
 import json
 import statistics
 import time
+from functools import partial
 
 import psutil
 import torch
 
 from lah_nb import Classifier, DMoE, Swarm, Trainer, Weather, load_digits
+from lah_nb.network.weather import Constant
 from lah_nb.simulation import Costs, rehearse
 
-GRID, PATTERN = (4, 4), 'ffn.[0:4].[0:4]'
-ROWS = [(16, 100, 0.), (16, 200, 0.1), (64, 200, 0.)]  # in flight, mean delay in ms, share of lost calls
+GRID, PATTERN, K, ROWS_OF_A_BATCH = (8, 8), 'ffn.[0:8].[0:8]', 4, 32
+ROWS = [(4, 100, 0.), (8, 200, 0.1), (16, 500, 0.1), (16, 100, 0.), (64, 200, 0.)]  # in flight, mean delay in ms, share of lost calls
 
 
-def train(swarm, steps: int, in_flight: int, weather: Weather) -> dict:
+def train(swarm, steps: int, in_flight: int, weather: Weather, rows: int = ROWS_OF_A_BATCH) -> dict:
     torch.manual_seed(0)
-    data, took = load_digits(), []
-    layer = DMoE(swarm, 64, grid=GRID, k=4)
-    trainer = Trainer(Classifier([layer], data.features, 64, data.classes), in_flight=in_flight, progress=False)
-    def note(row):
-        if layer.stats.last: took.append(layer.stats.last.seconds)
-    with weather.over(swarm): history = trainer.fit(data, steps=steps, on_step=note)
-    calls = layer.stats.totals()['calls']
+    data = load_digits()
+    layer = DMoE(swarm, 64, grid=GRID, k=K)
+    trainer = Trainer(Classifier([layer], data.features, 64, data.classes), batch_size=rows, in_flight=in_flight, progress=False)
+    experts = []
+    with weather.over(swarm): history = trainer.fit(data, steps=steps, on_step=lambda _: experts.append(layer.stats.last.experts))
+    totals = layer.stats.totals()
     return dict(samples_per_s=trainer.samples / trainer.seconds, staleness=float(history.staleness.iloc[steps // 5:].mean()),
-                dispatch_s=statistics.median(took), calls=calls / steps)
+                dispatch_s=totals['forward_seconds'] / totals['dispatches'], calls=totals['calls'] / steps, experts=statistics.mean(experts))
+
+
+def look_up(swarm) -> dict:
+    "Seconds, at a constant delay"
+    clock = swarm.roster.clock
+    def timed(key):
+        began = clock()
+        swarm.portal.run(partial(swarm.dht.get, [key], max_age=0.))
+        return clock() - began
+    layer = DMoE(swarm, 64, grid=GRID, k=K).eval()
+    with Weather(delay=Constant(0.1)).over(swarm), torch.no_grad():
+        layer(torch.randn(64, 64))
+        return dict(select_s=layer.stats.totals()['choose_seconds'], lookup_s=statistics.median(timed(f'experts/ffn.{i % GRID[0]}') for i in range(9)))
+
+
+def job(swarm, steps: int, in_flight: int, weather: Weather) -> dict: return look_up(swarm) | train(swarm, steps, in_flight, weather)
 
 
 def cpu(processes) -> float: return sum(sum(p.cpu_times()[:2]) for p in processes)
 
 
-def measured_costs(peers: int, steps: int = 150) -> Costs:
-    "What a batch takes here, of the trainer and of its peers"
+def measured_costs(peers: int, steps: int = 100) -> Costs:
+    "What a batch takes here, of the trainer and of its peers, by its rows"
     with Swarm.local(peers, PATTERN, hidden_dim=64) as swarm:
         train(swarm, 20, 1, Weather())
         hosts, here = [psutil.Process(peer.pid) for peer in swarm.peers], [psutil.Process()]
@@ -48,17 +67,24 @@ def measured_costs(peers: int, steps: int = 150) -> Costs:
         pings, before = 300, (cpu(hosts), cpu(here))
         for _ in range(pings): swarm.portal.run(swarm.network.ping, swarm.peers[0].peer_id)
         call = min(cpu(hosts) - before[0], cpu(here) - before[1]) / pings
-        before, began = (cpu(hosts), cpu(here)), time.monotonic()
-        told = train(swarm, steps, 1, Weather())
-        theirs = (cpu(hosts) - before[0] - idle * (time.monotonic() - began)) / steps - told['calls'] * call
-        ours = (cpu(here) - before[1]) / steps - told['calls'] * call
-    each = max(theirs, 0.) / (GRID[0] * GRID[1])  # nearly all experts are in each batch, once in each direction
-    return Costs(call=call, forward=(0.3 * each, 0.), backward=(0.7 * each, 0.), trunk=(0.4 * max(ours, 0.), 0.6 * max(ours, 0.)))
+        theirs, ours, experts = {}, {}, {}
+        for rows in ROWS_OF_A_BATCH, 4 * ROWS_OF_A_BATCH:
+            before, began = (cpu(hosts), cpu(here)), time.monotonic()
+            told = train(swarm, steps, 1, Weather(), rows)
+            theirs[rows] = (cpu(hosts) - before[0] - idle * (time.monotonic() - began)) / steps - told['calls'] * call
+            ours[rows] = (cpu(here) - before[1]) / steps - told['calls'] * call
+            experts[rows] = told['experts']
+    few, many = theirs  # experts * each + pairs of a row and an expert * pair = what the peers took, for both
+    (one, more), (pairs, pairs_more) = (experts[few], experts[many]), (K * few, K * many)
+    pair = max(0., (theirs[many] - theirs[few] * more / one) / (pairs_more - pairs * more / one))
+    each = max(0., theirs[few] - pairs * pair) / one
+    trunk = max(ours[few], 0.)
+    return Costs(call=call, forward=(0.3 * each, 0.3 * pair), backward=(0.7 * each, 0.7 * pair), trunk=(0.4 * trunk, 0.6 * trunk))
 
 
 def main():
     parse = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parse.add_argument('--peers', type=int, nargs='+', default=[4])
+    parse.add_argument('--peers', type=int, nargs='+', default=[4, 16, 32])
     parse.add_argument('--steps', type=int, default=300)
     parse.add_argument('--seed', type=int, default=0)
     parse.add_argument('--json', action='store_true')
@@ -69,11 +95,11 @@ def main():
         if not args.json: print(f'{peers} peers: {costs}')
         for in_flight, delay, drop in ROWS:
             weather = Weather(delay=delay / 1000, drop=drop, seed=args.seed)
-            with Swarm.local(peers, PATTERN, hidden_dim=64) as swarm: real = train(swarm, args.steps, in_flight, weather)
-            made = rehearse(lambda swarm: train(swarm, args.steps, in_flight, weather), peers=peers, experts=PATTERN, costs=costs,
+            with Swarm.local(peers, PATTERN, hidden_dim=64) as swarm: real = job(swarm, args.steps, in_flight, weather)
+            made = rehearse(lambda swarm: job(swarm, args.steps, in_flight, weather), peers=peers, experts=PATTERN, costs=costs,
                             cores=psutil.cpu_count(), seed=args.seed)
             row = dict(peers=peers, in_flight=in_flight, delay_ms=delay, drop=drop)
-            for name in 'samples_per_s', 'staleness', 'dispatch_s':
+            for name in 'lookup_s', 'select_s', 'dispatch_s', 'samples_per_s', 'staleness':
                 row |= {name: round(real[name], 3), f'{name}_rehearsed': round(made[name], 3)}
                 if real[name]: row[f'{name}_ratio'] = round(made[name] / real[name], 3)
             print(json.dumps(row) if args.json else '   '.join(f'{name} {value:g}' for name, value in row.items()), flush=True)

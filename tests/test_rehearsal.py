@@ -6,7 +6,9 @@ import pytest, torch
 from lah_nb.errors import LahError
 from lah_nb.mixture import DMoE
 from lah_nb.network import Weather
+from lah_nb.network.weather import Constant
 from lah_nb.simulation import Costs, rehearse
+from lah_nb.swarm import Swarm
 from lah_nb.training import Classifier, Trainer, load_digits
 
 GRID = dict(experts='ffn.[0:2].[0:4]')
@@ -47,6 +49,26 @@ def test_time_is_what_messages_and_work_take():
     assert (one - 0.1) / 0.2 == pytest.approx(round((one - 0.1) / 0.2), abs=0.02) and one > 0.49
     shared, own = (rehearse(ask, peers=4, latency=0.05, costs=slow, cores=cores, **GRID) for cores in (1, None))
     assert own < shared == pytest.approx(one, abs=0.01)
+
+
+@pytest.mark.slow
+def test_a_real_swarm_and_a_rehearsal_agree_under_the_same_weather():
+    "Where what messages take counts for more than what computing takes: that is not the same on every machine"
+    def run(swarm):
+        clock = swarm.roster.clock
+        layer = DMoE(swarm, 64, grid=(2, 4), k=2).eval()
+        with Weather(delay=Constant(0.2)).over(swarm), torch.no_grad():
+            layer(torch.randn(64, 64))
+            began = clock()
+            for i in range(4): swarm.portal.run(partial(swarm.dht.get, [f'experts/ffn.{i}'], max_age=0.))
+            looked_up = (clock() - began) / 4
+        trainer = fit(swarm, steps=110, in_flight=8, weather=Weather(delay=0.3, drop=0.05, seed=1))
+        totals, history = next(m for m in trainer.model.modules() if isinstance(m, DMoE)).stats.totals(), trainer.history
+        return {'look-up': looked_up, 'choice': layer.stats.totals()['choose_seconds'], 'dispatch': totals['forward_seconds'] / totals['dispatches'],
+                'samples a second': trainer.samples / trainer.seconds, 'staleness': history.staleness.iloc[20:].mean()}
+    with Swarm.local(4, GRID['experts'], hidden_dim=64) as swarm: real = run(swarm)
+    rehearsed = rehearse(run, **GRID)
+    assert {name: rehearsed[name] / value for name, value in real.items()} == pytest.approx(dict.fromkeys(real, 1.), abs=0.15)
 
 
 def test_more_batches_in_flight_hide_latency():

@@ -392,6 +392,7 @@ def _add_simulate(commands) -> list:
     training.add_argument('--layers', type=_positive, default=1, metavar='N', help=f'of experts {_DEFAULT}')
     training.add_argument('--grid', type=_positive, nargs=2, default=(4, 4), metavar='N', help='rows and columns of experts of a layer (default: 4 4)')
     training.add_argument('--batch-size', type=_positive, default=32, metavar='N', help=f'rows {_DEFAULT}')
+    training.add_argument('--copies', type=_count, default=4, metavar='N', help=f'of each expert, on other peers {_DEFAULT}')
     training.add_argument('--half-life', type=_amount, metavar='S', help='seconds in which half of the peers die and are replaced (default: none dies)')
     training.add_argument('--steps', type=_positive, default=500, metavar='N', help=f'batches {_DEFAULT}')
     training.add_argument('--seconds', type=_amount, metavar='S', help='of virtual time, instead of steps')
@@ -416,7 +417,7 @@ def _simulate_index(args) -> dict:
 def _simulate_training(args) -> dict:
     from lah_nb.simulation.rehearsal import Costs
     from lah_nb.simulation.training_run import train_rehearsed
-    names = 'data', 'peers', 'layers', 'batch_size', 'half_life', 'steps', 'seconds', 'in_flight', 'drop', 'seed'
+    names = 'data', 'peers', 'layers', 'batch_size', 'copies', 'half_life', 'steps', 'seconds', 'in_flight', 'drop', 'seed'
     options = {name: getattr(args, name) for name in names}
     if args.expert_ms:
         forward, backward = (ms / 1000 for ms in args.expert_ms)

@@ -37,7 +37,7 @@ def test_importing_is_quick_and_light():
     assert result.returncode == 0, result.stdout + result.stderr
 
 
-@pytest.mark.parametrize('command', [[], ['demo'], ['peer'], ['train'], ['status'], ['simulate', 'index'], ['simulate', 'training']])
+@pytest.mark.parametrize('command', [[], ['demo'], ['peer'], ['train'], ['status'], ['simulate', 'index'], ['simulate', 'training'], ['simulate', 'links']])
 def test_help(command):
     result = run(*command, '--help')
     assert result.returncode == 0 and 'usage: lah-nb' in result.stdout
@@ -66,6 +66,15 @@ def test_simulate_training_prints_what_training_through_weather_gave_and_the_sam
     assert told == again
     assert told['samples'] == 12 * 32 and told['served'] == 1 and told['in_flight'] == 4
     assert 0.3 < told['seconds'] < 30 and 0 < told['accuracy'] < 1 and len(told['loss']) == len(told['at'])
+
+
+def test_simulate_links_prints_throughputs_and_the_same_again():
+    command = 'simulate', 'links', '--peers', '2', '--in-flight', '1', '--delay', '50', '--up', '100', '--down', '100', '--codec', 'float16', '--json'
+    told, again = (json.loads(run(*command).stdout.splitlines()[-1]) for _ in range(2))
+    assert min(one.pop('took') for one in (told, again)) > 0
+    assert told == again
+    assert told['codec'] == 'float16' and told['failed_calls'] == 0
+    assert all(told[name] > 0 for name in ('dmoe', 'model_parallel', 'pipelined', 'version', 'python', 'machine') if not isinstance(told[name], str))
 
 
 @pytest.mark.slow

@@ -401,14 +401,25 @@ def _add_simulate(commands) -> list:
     training.add_argument('--delay', type=_amount, default=0., metavar='MS', help='mean delay of each message, one way (default: none)')
     training.add_argument('--drop', type=_share, default=0., metavar='P', help='share of the calls that are lost (default: none)')
     training.set_defaults(run=_simulate_training)
+    links = names.add_parser('links', help='what slow and asymmetric links cost', description=(
+        'Samples a second of a mixture, and of one large model spread over the same peers, a batch at a time, as a pipeline, and as one that does not wait.'))
+    links.add_argument('--block', choices=['ffn', 'transformer'], default='ffn', help=f'what is computed {_DEFAULT}')
+    links.add_argument('--delay', type=_amount, default=0., metavar='MS', help='mean delay of each message, one way (default: none)')
+    links.add_argument('--up', type=_amount, metavar='MBIT', help='a second, that each peer can send (default: no limit)')
+    links.add_argument('--down', type=_amount, metavar='MBIT', help='a second, that each peer can receive (default: no limit)')
+    links.add_argument('--codec', choices=_CODECS, default='none', help=f'of what travels {_DEFAULT}')
+    links.add_argument('--regions', action='store_true', help='three, 92 ± 32 ms from one another, whatever --delay says')
+    links.add_argument('--peers', type=_positive, default=4, metavar='N', help=f'how many {_DEFAULT}')
+    links.add_argument('--in-flight', type=_positive, default=10, metavar='N', help=f'batches of each peer {_DEFAULT}')
+    links.set_defaults(run=_simulate_links)
     chaos = names.add_parser('chaos', help='faults on hosts and trainers, after which all must come to rest', description=(
         'Faults by a seed on hosts and trainers, then all is healed and must come to rest; ends with 1 if something wrong was accepted, '
         'or something is not as it should be, and says how to run it again.'))
     chaos.add_argument('--peers', type=_positive, default=6, metavar='N', help=f'that host two experts each, beside two trainers {_DEFAULT}')
     chaos.add_argument('--runs', type=_positive, default=1, metavar='N', help=f'so many seeds, one after another {_DEFAULT}')
     chaos.set_defaults(run=_simulate_chaos)
-    for p in index, training, chaos: p.add_argument('--seed', type=int, default=0, help=f'the same seed gives the same figures {_DEFAULT}')
-    return [index, training, chaos]
+    for p in index, training, links, chaos: p.add_argument('--seed', type=int, default=0, help=f'the same seed gives the same figures {_DEFAULT}')
+    return [index, training, links, chaos]
 
 def _simulate_index(args) -> dict:
     from lah_nb.simulation.scale import simulate
@@ -423,6 +434,11 @@ def _simulate_training(args) -> dict:
         forward, backward = (ms / 1000 for ms in args.expert_ms)
         options['costs'] = Costs(forward=(forward, 0.), backward=(backward, 0.))
     return _say_all(train_rehearsed(**options, grid=tuple(args.grid), delay_ms=args.delay))
+
+def _simulate_links(args) -> dict:
+    from lah_nb.simulation.links import compare_links
+    names = 'up', 'down', 'codec', 'regions', 'peers', 'in_flight', 'seed'
+    return _say_all(compare_links(args.block, delay_ms=args.delay, **{name: getattr(args, name) for name in names}))
 
 def _simulate_chaos(args) -> dict:
     from lah_nb.simulation.chaos import chaos

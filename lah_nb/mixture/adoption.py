@@ -71,7 +71,7 @@ async def look(self: Adoption):
     for uid, copy in held.items(): hosts[uid].add(copy.author)
     plan = {}
     for uid, peers in hosts.items():
-        for peer in peers: plan.setdefault(peer, []).append(uid)
+        for peer in sorted(peers): plan.setdefault(peer, []).append(uid)
     answers, now = await ask_known(self.network, plan, timeout=self.within), trio.current_time()
     for peer, answer in answers.items():
         if answer not in (GONE, SILENT) or peer not in self._heard: self._heard[peer] = now
@@ -244,7 +244,7 @@ async def _hand_all_over(self: Adoption):
     lives, taken = await self.copies.holders(), await taken_uids(self.dht, list(experts), max_age=2 * REFETCH)
     plan = {}
     for uid in experts:
-        for peer in taken.get(uid, set()) - {me}: plan.setdefault(peer, []).append(uid)
+        for peer in sorted(taken.get(uid, set()) - {me}): plan.setdefault(peer, []).append(uid)
     answers = await ask_known(self.network, plan, timeout=1.)
     hosted = {uid for answer in answers.values() if type(answer) is dict for uid, told in answer.items() if told[0] != HELD}
     limit = trio.CapacityLimiter(4)

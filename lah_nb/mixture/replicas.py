@@ -138,8 +138,8 @@ async def look(self: Replicas):
 
 @patch
 async def _find(self: Replicas, now: float):
-    experts = set(self.server.experts) - self.server.fostered
-    taken = await taken_uids(self.dht, list(experts), max_age=2 * REFETCH, adopted=False) if experts else {}
+    experts = [uid for uid in self.server.experts if uid not in self.server.fostered]
+    taken = await taken_uids(self.dht, experts, max_age=2 * REFETCH, adopted=False) if experts else {}
     self._found_at = now
     others = {uid: peers - {self.network.peer_id} for uid, peers in taken.items()}
     self._others = {uid: peers for uid, peers in others.items() if peers}

@@ -307,7 +307,7 @@ async def taken_uids(
     adopted: bool = True,  # count hosts that have only adopted an expert: they leave it to who wants it
 ) -> dict[str, set[str]]:  # uid -> peer ids of its hosts
     "Who hosts which of `uids`"
-    prefixes = {f'experts/{uid.rpartition(".")[0]}' for uid in uids}
+    prefixes = list(dict.fromkeys(f'experts/{uid.rpartition(".")[0]}' for uid in uids))
     found, wanted = await dht.get(prefixes, max_age=max_age), set(uids)
     taken, newest = {}, {}
     for key, records in found.items():

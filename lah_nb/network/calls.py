@@ -197,6 +197,7 @@ class MemoryNetwork:
 
     async def call(self, peer_id, method, meta, tensors=(), *, timeout, codec='none', check=None):
         self.calls += 1
+        if codec != 'none': meta = {**meta, 'codec': codec}  # as `Host.call` has it
         message = pack(envelope(method, meta, timeout), tensors, codec)
         there, reply = self.hub.peers.get(peer_id), []
         if there is None: raise Unreachable(peer_id, method, 'no such peer')

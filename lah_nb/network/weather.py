@@ -100,8 +100,8 @@ def bytes_on_wire(tensors: Sequence, codec: str) -> int:
 
 class _Line:
     "The way between one computer and all others"
-    def __init__(self, weather: Weather, seed: int):
-        self.weather, self.rng = weather, random.Random(seed)
+    def __init__(self, weather: Weather, seed: int, own: Collection[str] = ()):  # ids of the peers on this computer: what they say to one another does not leave it
+        self.weather, self.rng, self.own = weather, random.Random(seed), own
         self.free = {'up': 0., 'down': 0.}  # when it is free again
 
     def lost(self) -> str:
@@ -112,11 +112,12 @@ class _Line:
     async def travel(self, way: str, peer_id: str, tensors: Sequence, codec: str, lost: str):
         "Take as long as a message takes; for ever, if it does not arrive"
         weather = self.weather
-        if not weather.on or weather.calm: return
+        if not weather.on or weather.calm or peer_id in self.own: return
         if lost == way or weather.parts_from(peer_id): await trio.sleep_forever()
-        now, speed = trio.current_time(), getattr(weather, way)
-        if speed < math.inf: self.free[way] = max(now, self.free[way]) + bytes_on_wire(tensors, codec) / speed
-        await trio.sleep(max(0., self.free[way] - now) + weather.seconds(self.rng))
+        now, size = trio.current_time(), bytes_on_wire(tensors, codec)
+        if size: self.free[way] = max(now, self.free[way]) + size / getattr(weather, way)
+        queued = self.free[way] - now if size else 0.  # what has no tensors slips in between the frames of what has
+        await trio.sleep(queued + weather.seconds(self.rng))
 
 # %% ../../nbs/network/11_weather.ipynb #00000024
 def _calling(line: _Line, call: Callable) -> Callable:
@@ -161,10 +162,12 @@ def _laid(line: _Line, network):
 @contextmanager
 def over(
     self: Weather,
-    *places,  # swarms, or networks
+    *places,  # swarms, or networks; a tuple of them is on one computer
 ) -> Iterator[Weather]:
     "Lie on the lines of some computers while the context lasts"
     with ExitStack() as stack:
         for i, place in enumerate(places):
-            stack.enter_context(_laid(_Line(self, self.seed + i), getattr(place, 'network', place)))
+            networks = [getattr(one, 'network', one) for one in (place if isinstance(place, tuple) else (place,))]
+            line = _Line(self, self.seed + i, [network.peer_id for network in networks])
+            for network in networks: stack.enter_context(_laid(line, network))
         yield self

@@ -4,3 +4,4 @@ from .scale import simulate as simulate
 from .paced import SimulatedSwarm as SimulatedSwarm
 from .faults import Fault as Fault, schedule as schedule, Stormy as Stormy
 from .chaos import chaos as chaos
+from .links import compare_links as compare_links, timelines as timelines

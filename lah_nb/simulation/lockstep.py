@@ -64,12 +64,18 @@ def current() -> Lockstep | None:
 # %% ../../nbs/simulation/05_lockstep.ipynb #00000009
 class _Line:
     "Those who wait for something"
-    def __init__(self): self._lot = trio.lowlevel.ParkingLot()
-    def wake(self, n: float = math.inf): in_loop(lambda: self._lot.unpark(count=n) if self._lot else None)
+    def __init__(self): self._lot, self.calls = trio.lowlevel.ParkingLot(), 0
+    def wake(self, n: float = math.inf): in_loop(self._wake, n)
 
-    def wait(self, timeout: float | None = None) -> bool:
-        "False if nobody woke it in time"
+    def _wake(self, n: float):
+        self.calls += 1
+        if self._lot: self._lot.unpark(count=n)
+
+    def wait(self, timeout: float | None = None, since: int | None = None) -> bool:
+        "False if nobody woke it in time; `since`: how many `calls` there had been when it looked, by default those of now"
+        seen = self.calls if since is None else since
         async def park():
+            if self.calls != seen: return True  # the loop ran others first, and one of them called
             seconds = math.inf if timeout is None or timeout < 0 else timeout
             with trio.move_on_after(seconds) as scope: await self._lot.park()
             return not scope.cancelled_caught
@@ -118,8 +124,9 @@ class Condition:
 
     def wait(self, timeout: float | None = None) -> bool:
         depth, self._lock._depth = self._lock._depth, 1
+        seen = self._line.calls
         self._lock.release()
-        try: return self._line.wait(timeout)
+        try: return self._line.wait(timeout, seen)
         finally:
             self._lock.acquire()
             self._lock._depth = depth

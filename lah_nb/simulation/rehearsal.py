@@ -186,6 +186,10 @@ class RehearsedSwarm(Swarm):
         "Call `fn()` in a thread beside this one; what has not ended with the rehearsal is cut off"
         Thread(self._lab.nursery, fn).start()
 
+    def another(self) -> 'RehearsedSwarm':
+        "The view of another trainer, who has a computer of its own"
+        return wait_for(self._lab.enter)
+
     def close(self): "It ends with the function"
 
     def start_peers(
@@ -228,18 +232,24 @@ class _Lab:
             self.peers.append(peer)
         return new
 
+    async def enter(self, swarm: RehearsedSwarm | None = None) -> RehearsedSwarm:
+        "A trainer comes, by default a new one"
+        swarm = swarm or RehearsedSwarm(self)
+        swarm.local_peers = self.peers
+        for part in swarm.dht, swarm.roster: await self.nursery.start(part.run)
+        self.nursery.start_soon(swarm.monitor.run)
+        await swarm.dht.join(self.seeds)
+        return swarm
+
 async def _rehearse(fn: Callable, peers: int, latency, **options):
     async with MemoryHub(latency, options['seed']) as hub, trio.open_nursery() as threads:
         with standing_in(threads, runtime, monitor, flight, fitting, trainer), _at_cost(options['costs']):
             async with trio.open_nursery() as nursery:
                 lab = _Lab(hub, nursery, **options)
                 swarm = RehearsedSwarm(lab)
-                swarm.local_peers = lab.peers
                 await lab.start(peers, lab.uids)
                 _cores.set(lab.cores[swarm.network.peer_id])
-                for part in swarm.dht, swarm.roster: await nursery.start(part.run)
-                nursery.start_soon(swarm.monitor.run)
-                await swarm.dht.join(lab.seeds)
+                await lab.enter(swarm)
                 found = await outcome.acapture(Lockstep(partial(fn, swarm)).run)
                 swarm._closed = True
                 for peer in lab.peers: await peer.fall()

@@ -74,7 +74,7 @@ def test_simulate_links_prints_throughputs_and_the_same_again():
     assert min(one.pop('took') for one in (told, again)) > 0
     assert told == again
     assert told['codec'] == 'float16' and told['failed_calls'] == 0
-    assert all(told[name] > 0 for name in ('dmoe', 'model_parallel', 'pipelined', 'version', 'python', 'machine') if not isinstance(told[name], str))
+    assert min(told[name] for name in ('dmoe', 'model_parallel', 'pipelined', 'streamed')) > 0 and told['version'] and told['machine']
 
 
 @pytest.mark.slow

@@ -1,6 +1,4 @@
 "What links cost, in virtual time"
-import pytest
-
 from lah_nb.simulation.links import compare_links
 
 NAMES = 'dmoe', 'model_parallel', 'pipelined', 'streamed'

@@ -345,13 +345,13 @@ def test_each_step_of_one_is_taken_once_by_all_though_posts_are_missed(monkeypat
     def meet(name, missing):
         posts = {other: Post(at[other], common[other].moved(at[other]), updates=updates[other]) for other in at}
         others = {other: None if other in missing else posts[other] for other in at if other != name}
-        at[name] = at[name] + common[name].take(posts[name], others)
+        at[name] = at[name] + common[name].take(posts[name], others if len(missing) < 3 else {})  # or no board can be reached
     for name in at: meet(name, ())  # they see each other for the first time
     steps = torch.zeros(3)
     for _ in range(200):
         name, step = rng.choice('abc'), torch.randn(3)
         at[name], steps, updates[name] = at[name] + step, steps + step, updates[name] + 1
-        meet(rng.choice('abc'), rng.sample('abc', rng.choice((0, 0, 1, 2))))
+        meet(rng.choice('abc'), rng.sample('abc', rng.choice((0, 0, 1, 2, 3))))
     for name in at: meet(name, ())
     for name in at: assert torch.allclose(at[name], steps, atol=1e-3)
 

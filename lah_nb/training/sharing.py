@@ -61,6 +61,7 @@ class Common:
 
     def take(self, ours: Post, posts: dict[str, Post | None]) -> Tensor:  # posts: by author; None: it is there, but was not read
         "What is to be added to our weights: of an author seen for the first time, nothing"
+        if not posts: return torch.zeros_like(ours.weights)  # no board could be reached: the next time, then
         read = {author: post for author, post in posts.items() if post}
         news = [(post, self._theirs[author]) for author, post in read.items() if author in self._theirs]
         added = torch.zeros_like(ours.weights)

@@ -388,8 +388,9 @@ def test_trainers_that_share_a_name_keep_together():
         late, ill = trainer(3), trainer(4)
         ann.sharing.meet()
         late.sharing.begin()
-        assert (weights(late) - weights(ann)).norm() < apart / 100
-        assert late.sharing.rate == pytest.approx(ann._own_rate(), abs=1e-6) and ann.sharing.rate == 1.
+        assert (weights(late) - weights(ann)).norm() < apart / 10  # it may have begun where Bob is
+        assert late.sharing.rate == pytest.approx(ann._own_rate(), abs=1e-6)
+        assert (ann.sharing.eldest is None) != (bob.sharing.eldest is None)
         with torch.no_grad(): next(ill.model.parameters()).fill_(float('nan'))
         ill.sharing.meeting.exchange(Post(weights(ill), weights(ill), samples=8, rate=1.))
         ann.sharing.meet()

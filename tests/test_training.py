@@ -386,10 +386,10 @@ def test_trainers_that_share_a_name_keep_together():
         apart = (weights(ann) - weights(alone)).norm()
         assert (weights(ann) - weights(bob)).norm() < apart / 4
         late, ill = trainer(3), trainer(4)
-        ann.sharing.meet()
+        for each in ann, bob: each.sharing.meet()
         late.sharing.begin()
         assert (weights(late) - weights(ann)).norm() < apart / 10  # it may have begun where Bob is
-        assert late.sharing.rate == pytest.approx(ann._own_rate(), abs=1e-6)
+        assert late.sharing.rate in [pytest.approx(each._own_rate(), abs=1e-6) for each in (ann, bob)]
         assert (ann.sharing.eldest is None) != (bob.sharing.eldest is None)
         with torch.no_grad(): next(ill.model.parameters()).fill_(float('nan'))
         ill.sharing.meeting.exchange(Post(weights(ill), weights(ill), samples=8, rate=1.))

@@ -1,6 +1,9 @@
 "What links cost, in virtual time"
+import pytest
+
 from lah_nb.simulation.links import compare_links
 
+pytestmark = pytest.mark.timeout(300)
 NAMES = 'dmoe', 'model_parallel', 'pipelined', 'streamed'
 
 

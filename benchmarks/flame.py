@@ -13,6 +13,7 @@ import re
 import shutil
 import subprocess
 import tempfile
+import time
 from collections import Counter
 from datetime import date
 from pathlib import Path
@@ -21,9 +22,10 @@ import torch
 
 from lah_nb import DMoE, Swarm
 
-WAITS = {'get_events', 'wait', 'work', '_work', 'wait_for_read', '_read_lines', 'run_forever'}  # functions in which a thread does nothing
+WAITS = {'get_events', 'wait', 'work', '_work', 'wait_for_read', '_read_lines'}  # functions in which a thread does nothing
 ABOVE = {'<module>', 'main', '_peer', 'serve', 'run', 'unrolled_run', '_bootstrap', '_bootstrap_inner', 'sample'}  # what all stacks of a thread begin with
 LEAST = 1 / 200
+MORE = 60  # seconds that py-spy may take beside those for which it looks
 
 
 def stacks(raw: Path) -> tuple[int, Counter]:
@@ -58,10 +60,15 @@ def sample(batch: int, seconds: float, folder: Path) -> dict:
         for name, pid in watched.items():
             command = ['py-spy', 'record', '--format', 'raw', '--rate', '200', '--threads', '--duration', str(seconds), '--pid', str(pid), '--output', folder / name]
             spies.append(subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True))
-        while any(spy.poll() is None for spy in spies):
-            step()
-            steps += 1
+        end = time.monotonic() + seconds + MORE
+        try:
+            while any(spy.poll() is None for spy in spies) and time.monotonic() < end:
+                step()
+                steps += 1
+        finally:
+            for spy in spies: spy.kill()
         for spy in spies:
+            spy.wait()
             if spy.returncode: raise SystemExit(f'py-spy could not look: {spy.stderr.read()[-500:]}')
         return {'date': str(date.today()), 'torch': torch.__version__, 'batch': batch, 'steps': steps, **{name: tree(folder / name) for name in watched}}
 

@@ -9,8 +9,8 @@ the local model. Block ffn: width -> 4 width -> 4 width -> width with LayerNorm,
 exponential, one way. Figures are samples (ffn: rows; transformer: sequences) a second.
 """
 import argparse
+import itertools
 import json
-import threading
 import time
 from contextlib import closing
 
@@ -27,12 +27,8 @@ K, ROWS, LENGTH = 4, {'ffn': 2048, 'transformer': 4}, 512
 def throughput(step, rows: int, seconds: float, flying: int) -> float:
     "Samples a second of `step()`, several at a time, after one that does not count"
     step()
-    end, lock, left = time.monotonic() + seconds, threading.Lock(), [10**6]
-    def take():
-        with lock:
-            left[0] -= 1
-            return left[0] if time.monotonic() < end else None
-    began, done = time.monotonic(), 0
+    began, jobs, done = time.monotonic(), itertools.count(), 0
+    def take(): return next(jobs) if time.monotonic() < began + seconds else None
     with closing(in_flight(lambda job, slot: step(), take, flying, drain=60.)) as results:
         for _, _, error in results:
             if error is not None: raise error

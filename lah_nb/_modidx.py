@@ -2406,6 +2406,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                     'lah_nb/training/sharing.py'),
                                          'lah_nb.training.sharing.Sharing.meet': ( 'training/sharing.html#sharing.meet',
                                                                                    'lah_nb/training/sharing.py'),
+                                         'lah_nb.training.sharing.Sharing.others': ( 'training/sharing.html#sharing.others',
+                                                                                     'lah_nb/training/sharing.py'),
                                          'lah_nb.training.sharing.Sharing.rate': ( 'training/sharing.html#sharing.rate',
                                                                                    'lah_nb/training/sharing.py')},
             'lah_nb.training.tensorboard': { 'lah_nb.training.tensorboard.TensorBoard': ( 'training/tensorboard.html#tensorboard',

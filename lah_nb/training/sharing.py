@@ -109,7 +109,7 @@ class Meeting:
     async def _call(self, peer: str, method: str, meta: dict, tensors: Sequence[Tensor] = (), check: Callable | None = None):
         "A call that is made again where no answer came; twice is as good as once"
         size = 0 if method == 'call.posts' else 4 * self.size
-        for tries in range(TRIES):
+        for _ in range(TRIES):
             within = self.swarm.roster.suspect_after(peer, size)
             try: return await self.swarm.network.call(
                 peer, method, {'name': self.name, **meta}, tensors, timeout=within, codec='float16', check=check)
@@ -179,7 +179,7 @@ class Sharing:
         if swarm is None: raise TrainingError('share needs a model with a layer of remote experts', see='options')
         self.parameters, self.lock, self.told = list(model.parameters()), lock, told
         self.meeting = Meeting(swarm, name, sum(p.numel() for p in self.parameters))
-        self.others = self.meetings = 0  # trainers that were met last; meetings with any so far
+        self.meetings = 0  # with any others so far
         self.eldest = None  # the post of who began first, if it was not we
         self._common, self._moved = None, None
         self._over, self._thread = threading.Event(), None
@@ -201,7 +201,7 @@ class Sharing:
             if post and (why := post.refusal(weights, self._common.before(author))):
                 self.meeting.refuse(author, why)
                 del posts[author]  # the next time it is one seen for the first time
-        self.others = self.meeting.others = sum(post is not None for post in posts.values())
+        self.meeting.others = sum(post is not None for post in posts.values())
         before = takewhile(lambda author: author != self.meeting.swarm.network.peer_id, posts)
         eldest = [posts[author] for author in before if posts[author]]
         if not ours.samples: eldest = [post for post in posts.values() if post and post.samples] or eldest
@@ -222,6 +222,11 @@ class Sharing:
         "Take over what the others have learnt since the last time"
         self._add(self._common.take(*self._meet()))
         self.meetings += bool(self.others)
+
+    @property
+    def others(self) -> int:
+        "Trainers that were met last"
+        return self.meeting.others
 
     @property
     def rate(self) -> float:

@@ -7,6 +7,9 @@ from conftest import freeze, until
 
 import lah_nb
 from lah_nb import DMoE, Swarm, SwarmError, volunteer
+from lah_nb.mixture.copies import fetch_packed
+from lah_nb.mixture.packed import read_packed
+from lah_nb.mixture.replicas import distance
 
 pytestmark = pytest.mark.slow
 
@@ -67,6 +70,31 @@ def test_replicas_take_over():
             for _ in range(3): layer(torch.randn(8, 16, requires_grad=True)).sum().backward()
             assert layer.last.experts == 4 and layer.last.answered == 32 and not layer.last.failed
         finally: help.stop()
+
+
+def test_replicas_in_processes_of_their_own_meet():
+    "Taught different things, two hosts of one expert have the same weights a few seconds later, and count each update once"
+    uid = 'ffn.0'
+    with Swarm.local(peers=1, experts=uid, hidden_dim=16, copies=0) as swarm:
+        swarm.start_peers(1, uid, hidden_dim=16, copies=0)
+        peers, call = [peer.peer_id for peer in swarm.peers], swarm.network.call
+        async def teach(peer_id, seed):
+            g = torch.Generator().manual_seed(seed)
+            for n in range(60):
+                tensors = [torch.randn(4, 16, generator=g), torch.arange(4, dtype=torch.int32), torch.ones(4, 16), torch.ones(4)]
+                await call(peer_id, 'call.backward', {'uids': [uid], 'counts': [4], 'seed': 0, 'id': b'%d %d' % (seed, n)}, tensors, timeout=10.)
+        async def state(peer_id): return read_packed((await fetch_packed(swarm.network, peer_id, uid))[0])[1]
+        def updates(): return [int(swarm.portal.run(state, peer_id)['updates']) for peer_id in peers]
+        for lesson in range(2):
+            before = swarm.portal.run(state, peers[0])
+            for seed, peer_id in enumerate(peers): swarm.portal.run(teach, peer_id, 2 * lesson + seed)
+            deadline, apart = time.monotonic() + 60, 1.
+            while apart > 1e-6 and time.monotonic() < deadline:
+                time.sleep(0.5)
+                states = [swarm.portal.run(state, peer_id) for peer_id in peers]
+                apart = distance(*states)
+            assert apart <= 1e-6 and distance(before, states[0]) > 0.01
+        assert updates()[0] == updates()[1] and 120 < updates()[0] <= 242  # before their first meeting nobody knew of the other's
 
 
 def test_a_snapshot_shows_the_silent():

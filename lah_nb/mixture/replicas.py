@@ -276,7 +276,7 @@ def _check_mean(self: Replicas, caller: str, meta: dict, specs: Sequence):
 
 @patch
 async def _take(self: Replicas, request: Request):
-    uid, data = request.meta['uid'], request.tensors[0].numpy().tobytes()
+    uid, data, now = request.meta['uid'], request.tensors[0].numpy().tobytes(), trio.current_time()
     def take():
         expert, given = self.server.experts.get(uid), self._given.get(uid)
         if expert is None or given is None or given.peer_id != request.peer_id: raise LahError(f'{uid} has changed meanwhile')
@@ -290,6 +290,6 @@ async def _take(self: Replicas, request: Request):
         weights = carry({name: mean[name] for name in _weights(mean)}, given.state, own)
         _become(expert, own, weights, about.updates + expert.updates - before)
         del self._given[uid]
-        self._met[uid] = _Met(trio.current_time(), about.updates, owed=False)
+        self._met[uid] = _Met(now, about.updates, owed=False)
     await self.server.runtime.on_device(take)
     return {}, ()

@@ -525,6 +525,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                        'lah_nb.mixture.packed.most_bytes': ('mixture/packed.html#most_bytes', 'lah_nb/mixture/packed.py'),
                                        'lah_nb.mixture.packed.read_about': ('mixture/packed.html#read_about', 'lah_nb/mixture/packed.py'),
                                        'lah_nb.mixture.packed.read_packed': ('mixture/packed.html#read_packed', 'lah_nb/mixture/packed.py'),
+                                       'lah_nb.mixture.packed.shortened': ('mixture/packed.html#shortened', 'lah_nb/mixture/packed.py'),
                                        'lah_nb.mixture.packed.unpack_expert': ( 'mixture/packed.html#unpack_expert',
                                                                                 'lah_nb/mixture/packed.py')},
             'lah_nb.mixture.picking': { 'lah_nb.mixture.picking._bits': ('mixture/picking.html#_bits', 'lah_nb/mixture/picking.py'),

@@ -18,7 +18,7 @@ from fastcore.basics import patch
 from ..errors import LahError
 from ..machine import free_memory
 from .experts import Expert, ExpertError, pack_expert, split_uid
-from .packed import About, most_bytes, read_about, read_packed
+from .packed import About, most_bytes, read_about, read_packed, shortened
 from .server import Server, taken_uids
 from ..network.census import own_part, read_census
 from ..network.calls import CallTimeout, Network, Refused, Request
@@ -182,12 +182,13 @@ async def packed(
     self: Copies,
     uid: str,
     weights: bool = False,  # of an expert that is hosted here: without what its optimizer remembers
+    short: bool = False,  # of an expert that is hosted here: in half the bytes
 ) -> bytes:
     "The newest state that this peer has"
     def pack():
         state = expert.state()
-        kept = [name for name in state if not (weights and name.startswith('optimizer.'))]
-        return pack_expert(expert, {name: state[name] for name in kept})
+        if weights: state = {name: t for name, t in state.items() if not name.startswith('optimizer.')}
+        return pack_expert(expert, shortened(state) if short else state)
     if expert := self.server.experts.get(uid): return await self.server.runtime.on_device(pack)
     if uid in self.held: return self.held[uid].data
     raise ExpertError(f'this peer neither hosts {uid} nor holds a copy of it')
@@ -247,16 +248,22 @@ async def fetch_state(network: Network, peer_id: str, expert: Expert):
 
 # %% ../../nbs/mixture/04a_copies.ipynb #00000011
 @patch
-def chosen(self: Copies, uid: str, holders: Iterable[str]) -> list[str]:
-    "The peers that are to hold a copy of an expert"
+def chosen(
+    self: Copies,
+    uid: str,
+    holders: Iterable[str],  # peer ids
+    having: Iterable[str] = (),  # those of them that hold a copy
+) -> list[str]:
+    "The peers that are to hold a copy of an expert: who has one goes before others of the first twice as many"
     now = trio.current_time()
-    return rank(uid, [peer for peer in holders if self._resting.get(peer, 0.) <= now])[:self.copies]
+    first = rank(uid, [peer for peer in holders if self._resting.get(peer, 0.) <= now])[:2 * self.copies]
+    return sorted(first, key=lambda peer: peer not in having)[:self.copies]
 
 @patch
 def _due(self: Copies, expert: Expert, lives: dict[str, str]) -> list[str]:
     "The chosen holders that are to get a new copy"
     sent, now = self.sent.get(expert.uid, {}), trio.current_time()
-    chosen = self.chosen(expert.uid, lives)
+    chosen = self.chosen(expert.uid, lives, {peer for peer, life in sent if lives.get(peer) == life})
     kept = {(peer, lives[peer]): sent[peer, lives[peer]] for peer in chosen if (peer, lives[peer]) in sent}
     self.sent[expert.uid] = kept
     def is_due(peer):
@@ -277,7 +284,7 @@ async def send_due(self: Copies):
 
 @patch
 async def _send(self: Copies, expert: Expert, peers: list[str], lives: dict[str, str]):
-    data = await self.packed(expert.uid)
+    data = await self.packed(expert.uid, short=True)
     updates = read_about(data).updates
     meta = {'uid': expert.uid, 'cls': expert.expert_cls, 'dim': expert.hidden_dim, 'updates': updates}
     body, timeout = [torch.frombuffer(bytearray(data), dtype=torch.uint8)], 10. + len(data) / (1 << 20)

@@ -209,6 +209,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                        'lah_nb.mixture.copies.Copies.__init__': ( 'mixture/copies.html#copies.__init__',
                                                                                   'lah_nb/mixture/copies.py'),
                                        'lah_nb.mixture.copies.Copies._due': ('mixture/copies.html#copies._due', 'lah_nb/mixture/copies.py'),
+                                       'lah_nb.mixture.copies.Copies._find_copies': ( 'mixture/copies.html#copies._find_copies',
+                                                                                      'lah_nb/mixture/copies.py'),
                                        'lah_nb.mixture.copies.Copies._give': ( 'mixture/copies.html#copies._give',
                                                                                'lah_nb/mixture/copies.py'),
                                        'lah_nb.mixture.copies.Copies._hear_of_newer': ( 'mixture/copies.html#copies._hear_of_newer',

@@ -215,6 +215,27 @@ def test_a_killed_hosts_experts_are_adopted_once_with_all_they_knew():
     story(main)
 
 
+def test_who_adopts_an_expert_sends_no_copy_to_those_who_have_one():
+    async def main(swarm):
+        a = await swarm.host('ffn.0')
+        rest = [await swarm.host(f'ffn.{i}') for i in range(1, 6)]
+        learn(a.server.experts['ffn.0'], 5)
+        await trio.sleep(40)
+        assert sum('ffn.0' in each.copies.held for each in rest) == 4
+        kept = []
+        for each in rest:
+            handler = each.network.methods['call.keep'].handler
+            async def note(request, handler=handler):
+                kept.append(request.meta['uid'])
+                return await handler(request)
+            each.network.methods['call.keep'] = each.network.methods['call.keep']._replace(handler=note)
+        swarm.kill(a)
+        await trio.sleep(60)
+        assert len(hosts_of('ffn.0', *rest)) == 1 and sum('ffn.0' in each.copies.held for each in rest) == 4
+        assert kept.count('ffn.0') == 1  # to the only one that had none
+    story(main)
+
+
 def test_a_silent_host_is_given_time_and_settles_with_who_adopted_meanwhile():
     async def main(swarm):
         a, b, c = [await swarm.host(f'ffn.{i}') for i in range(3)]

@@ -277,10 +277,25 @@ async def send_due(self: Copies):
     "Send every copy that is due, no faster than `PACE`"
     lives = await self.holders()
     for uid in set(self.sent) - set(self.server.experts): del self.sent[uid]
+    await self._find_copies([expert for uid, expert in self.server.experts.items() if uid not in self.sent], lives)
     for most in 1, self.copies:  # a first copy of every expert comes before the second of any
         for uid, expert in list(self.server.experts.items()):
             due = self._due(expert, lives)
             if due and uid in self.server.experts and not (most == 1 and self.sent[uid]): await self._send(expert, due[:most], lives)
+
+@patch
+async def _find_copies(self: Copies, experts: Sequence[Expert], lives: dict[str, str]):
+    "Those of its experts that others hold when a host begins"
+    plan = {}
+    for expert in experts:
+        for peer in rank(expert.uid, lives)[:2 * self.copies]: plan.setdefault(peer, []).append(expert.uid)
+    answers, now = await ask_known(self.network, plan, timeout=max(2., self.dht.patience)), trio.current_time()
+    for expert in experts:
+        known = {peer: answer[expert.uid] for peer, answer in answers.items() if type(answer) is dict and expert.uid in answer}
+        known = {peer: updates for peer, (role, updates, _) in known.items() if role == HELD}
+        newest = max(known, key=known.get, default=None)
+        if newest and known[newest] > expert.updates: await self._hear_of_newer(expert, newest)
+        self.sent[expert.uid] = {(peer, lives[peer]): (updates, now) for peer, updates in known.items() if updates <= expert.updates}
 
 @patch
 async def _send(self: Copies, expert: Expert, peers: list[str], lives: dict[str, str]):

@@ -1,6 +1,6 @@
 """What churn costs: peers die (SIGKILL) and new ones come, so that half of them are gone after a while, and their experts live on.
 
-    LAH_DATA=... python benchmarks/churn.py [--peers 12] [--half-life 60] [--seconds 600] [--calm 60] [--absent 5] [--seed 0] [--json]
+    LAH_DATA=... python benchmarks/churn.py [--peers 12] [--half-life 60] [--seconds 600] [--calm 60] [--absent 5] [--spare 0] [--seed 0] [--json]
 
 One trainer all the while, on MNIST: first without churn for `--calm` seconds, then with it for `--seconds`. Each peer dies after a time drawn from an
 exponential with that half-life; `--absent` seconds later a new one starts, with a new identity, and takes experts that nobody hosts, or that were only adopted. Told are
@@ -9,33 +9,38 @@ exponential with that half-life; `--absent` seconds later a new one starts, with
 - `served`: experts that had a host, on average, and at the end (a minute later, without further deaths, at most);
 - `lost_updates`: the most updates by which an expert of a dead peer came back older than it was last seen, and `within_lag`: whether that is within the lag
   that copies are allowed (100 updates, or what an expert learnt in 30 s, and the second between two looks);
-- `accounted`: whether every batch was trained once or is still to be handed out, and none twice.
+- `accounted`: whether every batch was trained once or is still to be handed out, and none twice;
+- `soak`: threads, handles (files, sockets) and MiB of the trainer, of the bootstrap peer and, with `--spare 1`, of a host that does not die, each in the second fifth of the time
+  and in the last.
 """
 import argparse
 import json
 import math
+import os
 import random
 import statistics
 import threading
 import time
 
+import psutil
 import torch
 
 from lah_nb import Classifier, DMoE, Swarm, Trainer, load_mnist
 from lah_nb.errors import LahError
 from lah_nb.simulation.training_run import Losses
+from lah_nb.swarm.children import LocalPeer
 
 EXPERTS, PATTERN = 64, 'ffn.[0:8].[0:8]'
 
 
 class Churn(threading.Thread):
     "Kills peers of a swarm, and starts others"
-    def __init__(self, swarm, half_life: float, absent: float, seed: int):
+    def __init__(self, swarm, half_life: float, absent: float, spare: int, seed: int):
         super().__init__(name='churn', daemon=True)
         self.swarm, self.rng, self.half_life, self.absent = swarm, random.Random(seed), half_life, absent
         self.each = EXPERTS // len(swarm.local_peers)
         self.over, self.killed, self.failed = threading.Event(), 0, []
-        self.deaths = {peer: self._death() for peer in swarm.local_peers}  # peer -> when it dies
+        self.deaths = {peer: self._death() for peer in swarm.local_peers[spare:]}  # peer -> when it dies
         self.births, self.starting = [], []  # when new ones come; threads that start one
 
     def _death(self) -> float: return time.monotonic() + self.rng.expovariate(math.log(2) / self.half_life)
@@ -64,11 +69,13 @@ class Churn(threading.Thread):
 
 class Watch(threading.Thread):
     "Looks once a second at what lives, and at what each expert has learnt"
-    def __init__(self, swarm, trainer):
+    def __init__(self, swarm, trainer, processes: dict[str, int]):
         super().__init__(name='watch', daemon=True)
         self.swarm, self.trainer, self.over = swarm, trainer, threading.Event()
         self.rows = []  # (when, samples so far, peers alive, experts served)
         self.losses = Losses()
+        self.processes = {name: psutil.Process(pid) for name, pid in processes.items()}
+        self.used = []  # name -> (threads, handles, MiB)
 
     def run(self):
         while not self.over.wait(1.): self.look()
@@ -79,6 +86,7 @@ class Watch(threading.Thread):
         now, alive = time.monotonic(), sum(peer.alive and peer.peer_id is not None for peer in list(self.swarm.local_peers))
         self.rows.append((now, self.trainer.samples, alive, len(told)))
         self.losses.note(now, told)
+        self.used.append({name: (p.num_threads(), p.num_fds(), p.memory_info().rss / 2**20) for name, p in self.processes.items()})
 
     async def _ask(self) -> dict[str, int]:
         "The updates of each expert, at the host that has most"
@@ -97,16 +105,33 @@ def rates(rows: list) -> tuple[float, float]:
     return samples / seconds, samples / seconds / alive
 
 
-def run(peers: int, half_life: float, seconds: float, calm: float, absent: float, seed: int, data) -> dict:
+def soaked(used: list[dict]) -> dict:
+    "Early and late means of what each process used"
+    fifth = max(1, len(used) // 5)
+    def mean(rows, name, place): return round(statistics.mean(row[name][place] for row in rows), 1)
+    return {name: {what: [mean(rows, name, place) for rows in (used[fifth:2 * fifth], used[-fifth:])] for place, what in enumerate(('threads', 'handles', 'mib'))}
+            for name in used[0]}
+
+
+def run(peers: int, half_life: float, seconds: float, calm: float, absent: float, spare: int, seed: int, data) -> dict:
     torch.manual_seed(seed)
-    with Swarm.local(peers=peers, experts=PATTERN, hidden_dim=64, timeout=30. + 10. * peers) as swarm:
+    bootstrap = LocalPeer('--listen', '/ip4/127.0.0.1/tcp/0')
+    try:
+        bootstrap.wait_ready()
+        return _run(bootstrap, peers, half_life, seconds, calm, absent, spare, seed, data)
+    finally: bootstrap.stop()
+
+
+def _run(bootstrap, peers: int, half_life: float, seconds: float, calm: float, absent: float, spare: int, seed: int, data) -> dict:
+    with Swarm.join(bootstrap.addrs) as swarm:
+        swarm.start_peers(peers, PATTERN, hidden_dim=64, timeout=30. + 10. * peers)
         model = Classifier([DMoE(swarm, 64, grid=(8, 8), k=4)], data.features, 64, data.classes)
         trainer = Trainer(model, batch_size=32, seed=seed, progress=False)
-        watch = Watch(swarm, trainer)
+        watch = Watch(swarm, trainer, {'trainer': os.getpid(), 'bootstrap': bootstrap.pid} | {'host': peer.pid for peer in swarm.local_peers[:spare]})
         watch.start()
         trainer.fit(data, seconds=calm)
         before = len(watch.rows)
-        churn = Churn(swarm, half_life, absent, seed)
+        churn = Churn(swarm, half_life, absent, spare, seed)
         churn.start()
         history = trainer.fit(data, seconds=seconds)
         after = len(watch.rows)
@@ -124,7 +149,7 @@ def run(peers: int, half_life: float, seconds: float, calm: float, absent: float
                     samples_per_s_calm=round(quiet[0]), samples_per_s=round(stormy[0]), of_calm=round(stormy[0] / quiet[0], 2), kept=round(stormy[1] / quiet[1], 2),
                     served=round(statistics.mean(row[3] for row in watch.rows[before:after]), 1), served_at_the_end=watch.rows[-1][3],
                     lost_updates=watch.losses.most, within_lag=watch.losses.beyond <= 0, batches=trainer.step, handed_out_again=len(trainer.failures), accounted=accounted,
-                    failed_calls=int(history.failed_calls.iloc[-1]), accuracy=round(trainer.evaluate(data)['accuracy'], 4), errors=churn.failed[:3])
+                    soak=soaked(watch.used[before:after]), failed_calls=int(history.failed_calls.iloc[-1]), accuracy=round(trainer.evaluate(data)['accuracy'], 4), errors=churn.failed[:3])
 
 
 parse = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -133,10 +158,11 @@ parse.add_argument('--half-life', type=float, default=60.)
 parse.add_argument('--seconds', type=float, default=600.)
 parse.add_argument('--calm', type=float, default=60.)
 parse.add_argument('--absent', type=float, default=5.)
+parse.add_argument('--spare', type=int, default=0, choices=(0, 1), help='peers that do not die')
 parse.add_argument('--seed', type=int, default=0)
 parse.add_argument('--json', action='store_true')
 args = parse.parse_args()
 
 torch.set_num_threads(1)
-found = run(args.peers, args.half_life, args.seconds, args.calm, args.absent, args.seed, load_mnist(progress=False))
+found = run(args.peers, args.half_life, args.seconds, args.calm, args.absent, args.spare, args.seed, load_mnist(progress=False))
 print(json.dumps(found) if args.json else ', '.join(f'{name} {value}' for name, value in found.items()), flush=True)

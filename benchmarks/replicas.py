@@ -1,9 +1,10 @@
-"""Do the hosts of one expert stay together? Two processes host the same experts, and each is taught by a caller of its own, from digits of its own.
+"""Do the hosts of one expert stay together? Two processes host the same experts, and each is taught by a caller of its own.
 
-    LAH_DATA=... python benchmarks/replicas.py [--experts 4] [--updates 1000] [--rows 8] [--seed 0] [--json]
+    LAH_DATA=... python benchmarks/replicas.py [--experts 4] [--updates 1000] [--rows 8] [--split] [--seed 0] [--json]
 
-Each expert learns to turn an image of MNIST (64 numbers by a fixed random matrix) into the code of its class. One host is taught the digits 0 to 4, the
-other 5 to 9, `--updates` times each. Beside it one host that is taught all digits, twice as often. Told are
+Each expert learns to turn an image of MNIST (64 numbers by a fixed random matrix) into the code of its class. Both hosts are taught
+`--updates` times, from images of their own; with `--split` one of them sees only the digits 0 to 4 and the other 5 to 9, as no two callers of a swarm do.
+Beside it one host that is taught twice as often, from all images. Told are
 
 - `apart`: the largest relative difference of an expert's weights between the two hosts, while they learn (once a second) and at the end;
 - `accuracy`: of the test set, by the nearest code, the mean over the experts: at either host, and at the single one;
@@ -99,7 +100,7 @@ def learn(swarm, plan: list[tuple[str, range, int]], uids: list[str], task: Task
     return time.monotonic() - start
 
 
-def run(experts: int, updates: int, rows: int, seed: int, data) -> dict:
+def run(experts: int, updates: int, rows: int, split: bool, seed: int, data) -> dict:
     task, pattern = Task(data, seed), f'ffn.[0:{experts}]'
     uids = [f'ffn.{i}' for i in range(experts)]
     with Swarm.local(peers=1, experts=pattern, hidden_dim=WIDTH, copies=0) as swarm:
@@ -109,13 +110,14 @@ def run(experts: int, updates: int, rows: int, seed: int, data) -> dict:
     with Swarm.local(peers=1, experts=pattern, hidden_dim=WIDTH, copies=0) as swarm:
         swarm.start_peers(1, pattern, hidden_dim=WIDTH, copies=0)
         peers, while_learning = [peer.peer_id for peer in swarm.local_peers], []
-        plan = [(peers[0], range(5), updates), (peers[1], range(5, 10), updates)]
+        digits = [range(5), range(5, 10)] if split else [range(10)] * 2
+        plan = [(peer, its, updates) for peer, its in zip(peers, digits)]
         seconds = learn(swarm, plan, uids, task, rows, seed, lambda: while_learning.append(swarm.portal.run(apart, swarm, peers, uids)))
         time.sleep(15)  # a meeting after the last update
         at_the_end = swarm.portal.run(apart, swarm, peers, uids)
         told = [int(state['updates']) for peer in peers for state in swarm.portal.run(states, swarm, peer, uids).values()]
         found = [swarm.portal.run(quality, swarm, peer, uids, task) for peer in peers]
-    return dict(seed=seed, experts=experts, updates_each=updates, rows=rows, seconds=round(seconds, 1), apart_median=round(sorted(while_learning)[len(while_learning) // 2], 4),
+    return dict(seed=seed, split=split, experts=experts, updates_each=updates, rows=rows, seconds=round(seconds, 1), apart_median=round(sorted(while_learning)[len(while_learning) // 2], 4),
                 apart_most=round(max(while_learning), 4), apart_at_the_end=float(f'{at_the_end:.2g}'), updates_told=[min(told), max(told)], updates_made=2 * updates,
                 accuracy=[round(each, 4) for each in found], accuracy_of_one=round(single, 4), cores=psutil.cpu_count())
 
@@ -124,10 +126,11 @@ parse = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.Ra
 parse.add_argument('--experts', type=int, default=4)
 parse.add_argument('--updates', type=int, default=1000)
 parse.add_argument('--rows', type=int, default=8)
+parse.add_argument('--split', action='store_true')
 parse.add_argument('--seed', type=int, default=0)
 parse.add_argument('--json', action='store_true')
 args = parse.parse_args()
 
 torch.set_num_threads(1)
-found = run(args.experts, args.updates, args.rows, args.seed, load_mnist(progress=False))
+found = run(args.experts, args.updates, args.rows, args.split, args.seed, load_mnist(progress=False))
 print(json.dumps(found) if args.json else ', '.join(f'{name} {value}' for name, value in found.items()), flush=True)

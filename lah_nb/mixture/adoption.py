@@ -27,7 +27,7 @@ from ..network.wire import field
 # %% ../../nbs/mixture/05a_adoption.ipynb #00000006
 _log = logging.getLogger('lah_nb')
 EVERY = 2.              # seconds between two looks at the hosts
-ORPHANED = 6.           # seconds without a host after which an expert is adopted
+ORPHANED = 4.           # seconds without a host after which an expert is adopted
 LONELY = 25.            # the same where nobody at all answers: it may be this peer that is cut off
 BUSY = 25.              # seconds for which a host may be silent
 UNWANTED = 60.          # seconds after which a copy goes that its host no longer wants here

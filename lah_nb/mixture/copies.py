@@ -277,11 +277,21 @@ async def send_due(self: Copies):
     "Send every copy that is due, no faster than `PACE`"
     lives = await self.holders()
     for uid in set(self.sent) - set(self.server.experts): del self.sent[uid]
+    await self._miss_holders(lives)
     await self._find_copies([expert for uid, expert in self.server.experts.items() if uid not in self.sent], lives)
     for most in 1, self.copies:  # a first copy of every expert comes before the second of any
         for uid, expert in list(self.server.experts.items()):
             due = self._due(expert, lives)
             if due and uid in self.server.experts and not (most == 1 and self.sent[uid]): await self._send(expert, due[:most], lives)
+
+@patch
+async def _miss_holders(self: Copies, lives: dict[str, str]):
+    "Find out which holders are gone, so that others take their places"
+    holders = {peer for sent in self.sent.values() for peer, life in sent if lives.get(peer) == life}
+    doubtful = holders.difference(self.network.connected(), self._resting)
+    answers, now = await ask_known(self.network, {peer: [] for peer in doubtful}, timeout=2.), trio.current_time()
+    self._resting = {peer: until for peer, until in self._resting.items() if until > now}
+    self._resting |= {peer: now + PAUSE for peer, answer in answers.items() if answer in (GONE, SILENT)}
 
 @patch
 async def _find_copies(self: Copies, experts: Sequence[Expert], lives: dict[str, str]):

@@ -141,6 +141,8 @@ class Network(Protocol):
         "Where others say that a peer is: dialled if nothing better is known, and soon forgotten"
     def sign(self, data: bytes) -> bytes:
         "This peer's signature of `data`"
+    def connected(self) -> Sequence[str]:
+        "Ids of the peers with an open connection"
     async def drop(self, peer_id: str) -> None:
         "Close the connections to a peer; what waits for its answer fails at once"
 
@@ -192,6 +194,7 @@ class MemoryNetwork:
     def serve(self, method, handler, check=None): self.methods[method] = Served(handler, check)
     def learn(self, peer_id, addrs): pass
     def hint(self, peer_id, addrs): pass
+    def connected(self): return list(self.hub.peers)
     async def drop(self, peer_id): pass
     def sign(self, data): return self.identity.private_key.sign(data)
 

@@ -102,6 +102,7 @@ class SimNetwork:
     def serve(self, method, handler, check=None): self.methods[method] = Served(handler, check)
     def learn(self, peer_id, addrs): pass
     def hint(self, peer_id, addrs): pass
+    def connected(self): return [peer_id for peer_id, peer in self.world.peers.items() if not peer.dead]
     async def drop(self, peer_id): pass
     def sign(self, data): return keyed(self.peer_id, data)
 

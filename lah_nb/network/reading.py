@@ -278,6 +278,8 @@ async def _read_for(self: Reader, request: Request):
     now, told = trio.current_time(), {}
     for key in keys:
         if (cached := self._cache.get(key)) is None or key in self.uncertain: continue
+        # what was stored here meanwhile is newer than what was read
+        for record, left in self.records.get(key, now): cached.records.put(record, left, now)
         # what is read for others is kept fresh only as long as they ask for it
         cached.used = max(-math.inf if key in new else cached.used, now - KEEP_FRESH + 2 * REFETCH)
         told[key] = [record.to_list(left) for record, left in cached.records.get(key, now, 0, TOLD)[:MAX_RECORDS]]

@@ -75,7 +75,7 @@ class Watch(threading.Thread):
         self.rows = []  # (when, samples so far, peers alive, experts served)
         self.losses = Losses()
         self.processes = {name: psutil.Process(pid) for name, pid in processes.items()}
-        self.used = []  # name -> (threads, handles, MiB)
+        self.used = []  # of each process (threads, handles, MiB), by its name
 
     def run(self):
         while not self.over.wait(1.): self.look()

@@ -60,6 +60,12 @@ class Scene:
         while time.monotonic() < until: steps.append(self.step())
         return sum(seconds - usual for seconds in steps if seconds > 5 * usual)
 
+    @property
+    def troubles(self):
+        "Calls so far that failed, or that others stood in for"
+        told = self.layer.stats.totals()
+        return told['failed_calls'] + told['hedged_calls']
+
     def order(self, pid, what):
         part = self.orders.with_suffix('.part')
         part.write_text(f'{pid} {what}')
@@ -80,6 +86,7 @@ def test_a_peer_that_answers_pings_and_nothing_else(scene, how):
     begin = (lambda: freeze(victim)) if how == 'stopped' else lambda: scene.order(victim, how)
     try:
         assert scene.stall(begin) < 3
+        assert scene.troubles > 0  # it has not answered
         assert scene.layer.last.answered == 64  # for each of 16 rows four others are found
     finally:
         os.kill(victim, signal.SIGCONT)

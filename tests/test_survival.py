@@ -10,6 +10,7 @@ from lah_nb.errors import LahError
 from lah_nb.mixture.adoption import keep_alive
 from lah_nb.mixture.copies import rank
 from lah_nb.mixture.experts import Expert, expert_path, load_expert, pack_expert, save_expert
+from lah_nb.mixture.packed import shortened
 from lah_nb.mixture.server import Server, claim
 from lah_nb.network import DHT, MemoryHub
 
@@ -213,6 +214,30 @@ def test_a_killed_hosts_experts_are_adopted_once_with_all_they_knew():
         await trio.sleep(25)
         assert len(hosts_of('ffn.0', *[each for each in rest if each is not adopter])) == 1
     story(main)
+
+
+def test_a_holder_that_dies_is_missed_at_once():
+    "Nothing was due, and its record lives for half a minute"
+    async def main(swarm):
+        hosts = [await swarm.host(f'ffn.{i}') for i in range(7)]
+        await trio.sleep(20)
+        ids = {each.network.peer_id: each for each in hosts}
+        before = {peer for peer, _ in hosts[0].copies.sent['ffn.0']}
+        del swarm.hub.peers[victim := min(before)]  # it says no farewell
+        await trio.sleep(5)
+        after = {peer for peer, _ in hosts[0].copies.sent['ffn.0']}
+        assert victim not in after and len(after) == 4 and all('ffn.0' in ids[peer].copies.held for peer in after)
+    story(main)
+
+
+def test_a_copy_in_half_the_bytes_is_a_checkpoint_too(tmp_path):
+    "As `collect` writes it, where only a holder was left"
+    learn(expert := quick('ffn.0'), 3)
+    expert_path(tmp_path, 'ffn.0').write_bytes(pack_expert(expert, shortened(expert.state())))
+    again = quick('ffn.0')
+    assert load_expert(again, tmp_path) and {t.dtype for t in again.moments.values()} == {torch.float32}
+    learn(again, 1)
+    assert again.updates == 4
 
 
 def test_who_adopts_an_expert_sends_no_copy_to_those_who_have_one():

@@ -54,11 +54,6 @@ class Adoption:
             try: await self.look()
             except LahError as error: _log.info('adoption: %s', error)
 
-    @property
-    def within(self) -> float:
-        "Seconds for an answer"
-        return max(EVERY, self.dht.patience)
-
 # %% ../../nbs/mixture/05a_adoption.ipynb #00000008
 @patch
 async def look(self: Adoption):
@@ -72,7 +67,7 @@ async def look(self: Adoption):
     plan = {}
     for uid, peers in hosts.items():
         for peer in sorted(peers): plan.setdefault(peer, []).append(uid)
-    answers, now = await ask_known(self.network, plan, timeout=self.within), trio.current_time()
+    answers, now = await ask_known(self.network, plan, timeout=self.copies.within), trio.current_time()
     for peer, answer in answers.items():
         if answer not in (GONE, SILENT) or peer not in self._heard: self._heard[peer] = now
     self._heard = {peer: at for peer, at in self._heard.items() if peer in plan}
@@ -123,7 +118,7 @@ async def _decide(self: Adoption, uids: list[str]):
     plan, held = {}, self.copies.held
     for uid in uids:
         for peer in rank(uid, lives)[:2 * self.copies.copies + 2]: plan.setdefault(peer, []).append(uid)
-    answers, new = await ask_known(self.network, plan, timeout=self.within), []
+    answers, new = await ask_known(self.network, plan, timeout=self.copies.within), []
     for uid in [uid for uid in uids if uid in held]:
         known = {peer: answer[uid] for peer, answer in answers.items() if type(answer) is dict and uid in answer}
         known[me] = HELD, held[uid].about.updates, self.copies.affords(len(held[uid].data))
@@ -220,7 +215,7 @@ async def catch_up(self: Adoption, within: float = 10.):
         for uid in experts:
             others = {*rank(uid, lives)[:2 * self.copies.copies + 2], *taken.get(uid, ())} - {self.network.peer_id}
             for peer in others: plan.setdefault(peer, []).append(uid)
-        answers = await ask_known(self.network, plan, timeout=self.within)
+        answers = await ask_known(self.network, plan, timeout=self.copies.within)
         for uid, expert in experts.items():
             known = {peer: answer[uid][1] for peer, answer in answers.items() if type(answer) is dict and uid in answer}
             newest = max(known, key=known.get, default=None)

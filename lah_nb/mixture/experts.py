@@ -588,7 +588,8 @@ def load_state(
         if not is_finite(t): raise ExpertError(f'{self.uid}: {name} has NaN or infinity in it', see='checkpoint')
     weights = {name.removeprefix('module.'): t for name, t in tensors.items() if name.startswith('module.')}
     self.module.load_state_dict(weights)
-    self.moments = {name.removeprefix('optimizer.'): tensors[name].to(self.device, copy=True) for name in extra}
+    wide = lambda t: t.to(self.device, self.flat.dtype if t.ndim else t.dtype, copy=True)  # a copy may have come in half the bytes
+    self.moments = {name.removeprefix('optimizer.'): wide(tensors[name]) for name in extra}
     self.updates = int(tensors['updates'])
 
 # %% ../../nbs/mixture/01_experts.ipynb #0000003b

@@ -130,7 +130,7 @@ async def look(self: Replicas):
         if now - self._met[uid].at < self._delay(uid): continue
         for peer in self._others[uid]:
             if not {peer, (uid, peer)} & self._resting.keys(): plan.setdefault(peer, []).append(uid)
-    answers = await ask_known(self.network, plan, timeout=max(EVERY, self.dht.patience))
+    answers = await ask_known(self.network, plan, timeout=self.copies.within)
     for uid, expert in self.shared.items():
         told = {peer: answer[uid] for peer, answer in answers.items() if type(answer) is dict and uid in answer}
         hosts = {peer: updates for peer, (role, updates, _) in told.items() if role == HOSTED}

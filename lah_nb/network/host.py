@@ -35,6 +35,7 @@ from .calls import (
 from .portal import close_portal, open_portal
 from .shares import Limits
 from .relay import Relay, accept_circuits, dial_circuit
+from .shortcut import Shortcuts, Way
 from .wire import pack, unpack
 
 # %% ../../nbs/network/07_host.ipynb #00000006
@@ -88,8 +89,10 @@ class Host:
         self._hints = {}        # peer -> what others say of where it is
         self._doubted = {}      # relay -> when a circuit through it failed
         self._host = _libp2p_host(self.identity, self.listen, identify=punch)
-        if self.key:
-            for protocol in PROTOCOLS: self.serve(f'{protocol}.enter', self._admit)
+        self.shortcuts = Shortcuts(self._run_inbound)
+        for protocol in PROTOCOLS:
+            if self.key: self.serve(f'{protocol}.enter', self._admit)
+            self.serve(f'{protocol}.shortcut', self.shortcuts.invite)
         for protocol in PROTOCOLS: self._host.set_stream_handler(_protocol_id(protocol), self._inbound(protocol))
         accept_circuits(self._host, self.relays, self._punch)
         if relay: Relay(self._host, lambda peer: self.allowed is None or peer in self.allowed)
@@ -187,6 +190,7 @@ async def run(self: Host, *, task_status=trio.TASK_STATUS_IGNORED):
                     raise ListenError(f'cannot listen at {", ".join(map(str, self.listen))}: '
                                       'this computer has no address there; is it on a network?')
                 self._nursery.start_soon(self._watch)
+                self._nursery.start_soon(self.shortcuts.run)
                 task_status.started(self)
                 await trio.sleep_forever()
         finally:
@@ -220,7 +224,9 @@ async def _link(self: Host, peer_id: str, protocol: str) -> Link:
     "The live link to a peer, opened if there is none"
     if self.allowed and (refusal := self.allowed.refusal(peer_id)): raise refusal
     key = peer_id, protocol
-    if (link := self._links.get(key)) and link.alive and self.admits(peer_id): return link
+    if (link := self._links.get(key)) and link.alive and self.admits(peer_id):
+        if self.shortcuts.worth(link): self._nursery.start_soon(self._shorten, link)
+        return link
     if (opening := self._opening.get(key)) is None:
         opening = self._opening[key] = _Opening()
         self._nursery.start_soon(self._open, key, opening)
@@ -378,7 +384,7 @@ def _retire(self: Host, idle: float = 10.):
             self._retired.append(self._links.pop(key))
     for link in self._retired:
         busy = link._pending or link._handlers
-        if not busy and trio.current_time() - link.heard > idle: link.close('a direct connection took its place')
+        if not busy and trio.current_time() - link.heard > idle: link.close('a shorter way took its place')
     self._retired = [link for link in self._retired if link.alive]
 
 # %% ../../nbs/network/07_host.ipynb #0000002a
@@ -410,7 +416,15 @@ def _adopt(self: Host, link: Link) -> Link:
     place = link.peer_id, link.protocol
     other = self._links.get(place)
     if not (other and other.alive): self._links[place] = link
+    elif isinstance(link.stream, Way):
+        self._retired.append(other)
+        self._links[place] = link
     return link
+
+@patch
+async def _shorten(self: Host, link: Link):
+    "Let a shortcut take a link's place, if there is one"
+    if way := await self.shortcuts.open(link): await self._adopt(Link(way, link.peer_id, self, link.protocol)).run()
 
 @patch
 def admits(self: Host, peer_id: str) -> bool:
@@ -449,15 +463,18 @@ async def _enter(self: Host, link: Link):
 
 @patch
 def _inbound(self: Host, protocol: str):
-    async def handler(stream):
-        caller = str(stream.muxed_conn.peer_id)
-        if self._came[caller] >= MOST_STREAMS:
-            _log.info('peer %s has %d streams open here: the next is closed', caller, MOST_STREAMS)
-            return await quietly(stream.reset)
-        self._came[caller] += 1
-        try: await self._adopt(Link(stream, caller, self, protocol)).run()
-        finally: self._came -= Counter([caller])
+    async def handler(stream): await self._run_inbound(stream, str(stream.muxed_conn.peer_id), protocol)
     return handler
+
+@patch
+async def _run_inbound(self: Host, stream, caller: str, protocol: str):
+    "Serve a stream that another peer has opened, until it ends"
+    if self._came[caller] >= MOST_STREAMS:
+        _log.info('peer %s has %d streams open here: the next is closed', caller, MOST_STREAMS)
+        return await quietly(stream.reset)
+    self._came[caller] += 1
+    try: await self._adopt(Link(stream, caller, self, protocol)).run()
+    finally: self._came -= Counter([caller])
 
 # %% ../../nbs/network/07_host.ipynb #0000000c
 @patch

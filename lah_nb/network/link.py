@@ -108,6 +108,7 @@ class Link:
         self.peer_id, self.protocol = peer_id, protocol
         self.alive, self.why = True, ''  # why it is not alive any more
         self.heard = trio.current_time()  # when bytes came last
+        self.carried = 0  # bytes, both ways
         self._pending, self._count = {}, 0  # our calls, by id
         self._handlers = {}  # the other's, by id
         self._held = 0  # bytes that count for the other end
@@ -182,6 +183,7 @@ async def _write(self: Link):
             continue
         if batch := self._next_batch():
             await self.stream.write(batch)
+            self.carried += len(batch)
             self.host.traffic.sent += len(batch)
             if len(batch) >= WRITE: self.heard = trio.current_time()  # a large message makes progress: no sign of silence
 
@@ -217,6 +219,7 @@ async def _read(self: Link):
             else: raise
         if not data: return assembler.close()
         self.heard = trio.current_time()
+        self.carried += len(data)
         self.host.traffic.received += len(data)
         await self._take(assembler.feed(data))
 

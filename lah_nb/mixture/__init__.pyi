@@ -37,7 +37,7 @@ from .gating import (
 from .server import claim as claim, Server as Server
 from .copies import Copies as Copies
 from .replicas import Replicas as Replicas
-from .doubling import Doubling as Doubling
+from .repeats import Repeats as Repeats
 from .roster import Roster as Roster
 from .adoption import Adoption as Adoption, keep_alive as keep_alive
 from .trace import recorder as recorder, recording as recording, Span as Span, span as span

@@ -19,7 +19,7 @@ from torch import Tensor
 from ..network.dht import DHT, read_addrs
 from ..network.events import note
 from ..errors import LahError
-from .doubling import Doubling
+from .repeats import Repeats
 from .experts import Schema
 from .gating import indices_of
 from ..network.calls import Network, Refused, Usual
@@ -98,7 +98,7 @@ class Roster:
         self.benched = {}  # peer id -> Benched
         self.left = {}  # peer id -> why it is benched for good
         self.audits = None  # the `Audits` that look at each answer, if there are any
-        self.doubling = Doubling()  # is it quicker to make calls twice?
+        self.repeats = Repeats()  # how many copies of a call at once are quickest
         self.calls = {}  # peer id -> [calls in flight, calls begun so far], for those who watch
         self._late = {}  # peer id -> how often it was benched in a row
         self._doubted = set()  # ids of peers that are pinged, for a call of theirs was given up

@@ -30,12 +30,12 @@ class Round:
     enough: Callable[[list[Outcome]], bool]  # do the answers so far suffice?
     hedge: Callable[[Call], list[Ask]] = lambda call: []  # what to ask instead of a call that is late or lost
     longest: Callable[[Ask], float | None] = lambda ask: None  # seconds that such a call takes at most, usually
-    twice: bool = False  # make each call twice at once
+    times: int = 1  # copies of each call, made at once
 
     def __post_init__(self):
         self.outcomes, self.begun = [], list(self.asks)  # hedges join those that have begun
         self.unhedged = list(self.asks)  # calls that are away, and nobody stands in for
-        if self.twice:
+        for _ in range(self.times - 1):
             self.unhedged = [_again(ask) for ask in self.asks]
             self.begun += self.unhedged
         self.halfway = False  # are half of the calls back?
@@ -97,7 +97,7 @@ def hedges_of(
     round.unhedged.remove(ask)
     hedges = round.hedge(ask.call)
     begun = sum(other.call.whom == ask.call.whom for other in round.begun)
-    if not hedges and missing and round.far and begun <= AGAIN:
+    if not hedges and missing and round.far and begun < AGAIN + round.times:
         hedges = [_again(ask)]
         round.unhedged += hedges  # which may be lost as well
     round.begun += hedges
@@ -229,14 +229,14 @@ async def make_calls(
     enough: Callable[[list[Outcome]], bool],  # do the answers so far suffice?
     hedge: Callable[[Call], list[Ask]] = lambda call: [],  # what to ask instead of a call that is late or lost
     codec: str = 'none',  # one of `CODECS`
-    hurry: bool = False,  # make each call twice at once where that was seen to be quicker
+    hurry: bool = False,  # make each call several times at once where that was seen to be quicker
 ) -> list[Outcome]:  # one for each ask and each hedge, lost ones included
     "All calls at once, until every expert has answered, or enough have and the grace is over"
     longest = lambda ask: roster.longest(ask.call.peer_id, ask.size)
-    round = Round(asks, trio.current_time(), timeout, grace, enough, hedge, longest, hurry and roster.doubling.on)
+    round = Round(asks, trio.current_time(), timeout, grace, enough, hedge, longest, roster.repeats.n if hurry else 1)
     await _Driver(network, roster, round, codec, trio.CancelScope(deadline=round.deadline)).run()
     now = trio.current_time()
-    if hurry: roster.doubling.note(now, now - round.began, round.twice, round.far)
+    if hurry: roster.repeats.note(now, now - round.began, round.times, round.far)
     lost = given_up(round, now)
     for ask, outcome in zip(round.away, lost):
         if outcome.needless: continue

@@ -1,4 +1,4 @@
-"""Calls between two processes on one machine: latency of 1 KB, MB/s (2**20 bytes) of 16 MiB up and down, with the tuning of lah_nb.peer and without.
+"""Calls between two processes on one machine: latency of 1 KB, MB/s (2**20 bytes) of 16 MiB up and down: by a shortcut, through libp2p with our tuning, and as libp2p comes.
 
     python benchmarks/transport.py [--json]
 """
@@ -51,9 +51,9 @@ async def measure(addr: str) -> dict[str, float]:
     return {name: round(value, 2) for name, value in found.items()}
 
 
-def one(tune: str) -> dict[str, float]:
+def one(**turned: str) -> dict[str, float]:
     "Both ends as child processes, since the tuning happens at import"
-    env = os.environ | dict(LAH_TUNE=tune, OMP_NUM_THREADS='1')
+    env = os.environ | dict(turned, OMP_NUM_THREADS='1')
     server = subprocess.Popen([sys.executable, __file__, '--serve'], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env)
     try: return json.loads(subprocess.run([sys.executable, __file__, '--call', server.stdout.readline().strip()], stdout=subprocess.PIPE, text=True, env=env, check=True).stdout)
     finally: server.communicate(timeout=20)
@@ -69,7 +69,7 @@ if __name__ == '__main__':
     if args.serve: trio.run(serve)
     elif args.call: print(json.dumps(trio.run(measure, args.call)))
     else:
-        found = {'tuned': one('1'), 'as it comes': one('0')}
+        found = {'shortcut': one(), 'libp2p, tuned': one(LAH_SHORTCUT='0'), 'as it comes': one(LAH_SHORTCUT='0', LAH_TUNE='0')}
         if args.json: print(json.dumps(found))
         else:
-            for name, numbers in found.items(): print(f'{name:>12}: 1 KB call {numbers["call_1kb_ms"]:.2f} ms, 16 MiB up {numbers["up_mb_s"]:.0f} MB/s, down {numbers["down_mb_s"]:.0f} MB/s')
+            for name, numbers in found.items(): print(f'{name:>13}: 1 KB call {numbers["call_1kb_ms"]:.2f} ms, 16 MiB up {numbers["up_mb_s"]:.0f} MB/s, down {numbers["down_mb_s"]:.0f} MB/s')

@@ -110,7 +110,8 @@ def test_a_dashboard_is_watched_and_steered(notebook):
         page.locator('.lah-peer button:has-text("Kill")').first.click()
         page.wait_for_function("document.querySelector('.lah').dataset.states.split(' ').filter(state => state === 'gone').length === 1")
         gone = time.monotonic() - began
-        assert '3 of 4 peers alive' in page.locator('.lah .status').inner_text()
+        # busy peers may take a moment to say that they live
+        page.wait_for_function("document.querySelector('.lah .status').innerText.includes('3 of 4 peers alive')")
         assert page.locator('.lah-peer [data-state=ended]').count() == 1
 
         nb.start(4)  # a cell that trains: the buttons act while it blocks

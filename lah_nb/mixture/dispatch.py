@@ -185,9 +185,12 @@ def gather_outputs(
     for outcome in outcomes:
         if outcome.tensor is None: continue
         _doubt(outcome, answered)
-        kept = torch.arange(len(outcome.call.pairs)) if all(outcome.ok) else outcome.answered.nonzero().flatten()
-        found.append((pick(outcome.call.pairs, kept), pick(outcome.tensor, kept)))
-        answered.numpy()[found[-1][0].numpy()] = True
+        pairs, rows = outcome.call.pairs, outcome.tensor
+        if not all(outcome.ok):
+            kept = outcome.answered.nonzero().flatten()
+            pairs, rows = pick(pairs, kept), pick(rows, kept)
+        found.append((pairs, rows))
+        answered.numpy()[pairs.numpy()] = True
     if len(found) == 1 and is_all(found[0][0], batch * k): outputs = found[0][1].to(dtype)  # as it came: nothing is copied
     else:
         outputs = torch.zeros(batch * k, *row_shape, dtype=dtype)

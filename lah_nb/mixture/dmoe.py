@@ -282,17 +282,17 @@ def _hedge(exchange: _Exchange, call: Call) -> list[Ask]:
     return [_forward_ask(exchange, other) for other in stand_ins(call, hosts_of, roster.choose)]
 
 # %% ../../nbs/mixture/09_dmoe.ipynb #0000000c
-def _answers_per_row(calls: Sequence[Call], batch: int, k: int) -> Tensor:  # (batch,) int64
-    if not calls: return torch.zeros(batch, dtype=torch.long)
-    pairs = torch.cat([call.pairs for call in calls]).unique()  # a hedge asks for pairs again
-    return torch.bincount(pairs // k, minlength=batch)
+def _answers_per_row(calls: Sequence[Call], batch: int, k: int) -> np.ndarray:  # (batch,) int64
+    pairs = np.zeros(batch * k, dtype=bool)  # a hedge asks for pairs again
+    for call in calls: pairs[call.pairs.numpy()] = True
+    return pairs.reshape(batch, k).sum(1)
 
 def _make_forward_calls(exchange: _Exchange, calls: list[Call], which: Tensor):
     "Call for rows `which`, and keep what is answered"
     layer, batch = exchange.layer, len(exchange.rows)
     k = layer.k
     # a row that found fewer than k_min experts cannot wait for more
-    need = _answers_per_row(calls, batch, k).clamp(max=layer.k_min)
+    need = np.minimum(_answers_per_row(calls, batch, k), layer.k_min)
     def enough(outcomes):
         have = _answers_per_row([outcome.call for outcome in outcomes if outcome.tensor is not None], batch, k)
         return bool((have >= need).all())
@@ -303,11 +303,12 @@ def _make_forward_calls(exchange: _Exchange, calls: list[Call], which: Tensor):
     # rows that choose again start from nothing: their earlier answers were too few
     if len(which) == batch: exchange.outputs, exchange.answered = outputs, answered
     else: exchange.outputs[which], exchange.answered[which] = outputs[which], answered[which]
-    again = torch.zeros(batch, dtype=torch.bool).index_fill_(0, which, True)
     for outcome in outcomes:
         for uid, n in outcome.updates.items(): exchange.updates[outcome.call.peer_id, uid] = n
-    kept = [keep_pairs(call, ~again[call.pairs // k]) for call in exchange.calls]
-    kept += [outcome.kept for outcome in outcomes]
+    kept = [outcome.kept for outcome in outcomes]
+    if exchange.calls:
+        again = torch.zeros(batch, dtype=torch.bool).index_fill_(0, which, True)
+        kept = [keep_pairs(call, ~again[call.pairs // k]) for call in exchange.calls] + kept
     exchange.calls = [call for call in kept if call.uids]
 
 # %% ../../nbs/mixture/09_dmoe.ipynb #0000002d
@@ -375,7 +376,7 @@ def _take_stock(exchange: _Exchange):
     layer.stats.add(served, dispatches=1, rows=len(exchange.rows), forward_seconds=seconds)
     if layer.balance is not None and layer.training:
         alive = layer.swarm.roster.living_cells(layer.uid_prefix, layer.grid)
-        layer.balance.served(exchange.cells[exchange.answered], alive)
+        layer.balance.served(torch.from_numpy(exchange.cells.numpy()[exchange.answered.numpy()]), alive)
 
 # %% ../../nbs/mixture/09_dmoe.ipynb #0000002e
 def _explain(exchange: _Exchange, lacking: int) -> str:
@@ -400,10 +401,10 @@ def _backward_ask(exchange: _Exchange, call: Call, grad: Tensor, weights: Tensor
     meta = call.meta(exchange.seed, exchange.rng.randbytes(16), exchange.layer.expert_rate)
     return Ask(call, 'call.backward', meta, tensors, answer)
 
-def _rows_of(calls: Sequence[Call], batch: int) -> Tensor:  # (batch,) bool
+def _rows_of(calls: Sequence[Call], batch: int) -> np.ndarray:  # (batch,) bool
     "The rows that calls brought an answer for, or are to"
-    rows = torch.zeros(batch, dtype=torch.bool)
-    for call in calls: rows.numpy()[call.rows.numpy()] = True
+    rows = np.zeros(batch, dtype=bool)
+    for call in calls: rows[call.rows.numpy()] = True
     return rows
 
 def _staleness(exchange: _Exchange, outcomes: list[Outcome]) -> float | None:

@@ -10,6 +10,7 @@ __all__ = ['Search', 'GridError', 'Gate', 'score_of', 'beam_search', 'indices_of
 import threading
 from collections.abc import Callable, Generator, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -61,7 +62,7 @@ def beam_search(
     best = torch.zeros(batch, 1)
     for level, s in enumerate(scores):
         alive = best.isfinite()
-        codes, where = beam[alive].unique(return_inverse=True)  # (n,), (living beams,)
+        codes, where = map(torch.from_numpy, np.unique(beam[alive].numpy(), return_inverse=True))  # (n,), (living beams,)
         live = yield indices_of(codes, grid[:level])  # (n, size)
         successors = torch.zeros(*best.shape, grid[level], dtype=torch.bool)
         successors[alive] = live[where]
@@ -207,7 +208,6 @@ class Balance(nn.Module):
     @property
     def biases(self) -> list[Tensor]: return [getattr(self, f'bias{level}') for level in range(len(self.grid))]
 
-    @torch.no_grad()
     def served(
         self,
         cells: Tensor,  # (n, d): one for each (row, expert) pair that was answered
@@ -215,21 +215,23 @@ class Balance(nn.Module):
     ):
         "Take note of a dispatch and move the biases"
         if not self.rate or not len(cells): return
-        code = torch.zeros(len(cells), dtype=torch.long)
-        home = torch.zeros(0 if alive is None else len(alive), dtype=torch.long)
+        code = home = 0
         with self._lock:
             for level, size in enumerate(self.grid):
-                bias, load = getattr(self, f'bias{level}'), getattr(self, f'load{level}')
-                code = code * size + cells[:, level]
-                rows = torch.bincount(code, minlength=load.numel()).view_as(load)
-                load.mul_(self.memory).add_(rows, alpha=1 - self.memory)
-                here = torch.ones_like(load)
+                # the same memory: these many small operations take numpy half of torch's time
+                bias, load = (getattr(self, f'{name}{level}').numpy() for name in ('bias', 'load'))
+                code = code * size + cells[:, level].numpy()
+                rows = np.bincount(code, minlength=load.size).reshape(load.shape)
+                load *= self.memory
+                load += (1 - self.memory) * rows
+                here = np.ones_like(load)
                 if alive is not None:
-                    home = home * size + alive[:, level]
-                    here = torch.zeros_like(load).view(-1).index_fill_(0, home, 1.).view_as(load)
-                mean = (load * here).sum(1, keepdim=True) / here.sum(1, keepdim=True).clamp(min=1)
+                    home = home * size + alive[:, level].numpy()
+                    here = np.zeros_like(load)
+                    here.flat[home] = 1.
+                mean = (load * here).sum(1, keepdims=True) / np.maximum(here.sum(1, keepdims=True), 1.)
                 # DeepSeek's sign(), softened near balance so that it comes to rest
-                bias += self.rate * here * ((mean - load) / mean.clamp(min=1e-6)).clamp(-1, 1)
+                bias += self.rate * here * np.clip((mean - load) / np.maximum(mean, 1e-6), -1., 1.)
 
 def max_violation(
     load: Tensor,  # rows served by each expert

@@ -17,6 +17,7 @@ from fastcore.basics import patch
 from torch import Tensor
 
 from ..errors import LahError
+from .picking import is_finite
 from ..network.spec import MAX_BODY
 
 # %% ../../nbs/mixture/08a_rows.ipynb #00000006
@@ -52,9 +53,9 @@ def check_scores(
     rows: Tensor,  # (batch, ..., in_dim)
 ):
     "Raise `RowsError` that names the rows for which the gate has no finite score"
+    if all(map(is_finite, scores)): return
     finite = [s.isfinite().all(1) for s in scores]
     good = torch.stack(finite).all(0)  # (batch,)
-    if good.all(): return
     bad = (~good).nonzero().flatten().tolist()
     named = f'row{"s" if len(bad) > 1 else ""} {", ".join(map(str, bad[:5]))}{" ..." if len(bad) > 5 else ""} of {len(rows)}'
     about = rows[bad[0]]

@@ -3,7 +3,7 @@ import asyncio, os, signal, socket, struct, subprocess, sys, threading, time
 from concurrent.futures import ThreadPoolExecutor
 
 import psutil, pytest, torch, trio
-from conftest import freeze
+from conftest import freeze, until
 from libp2p.peer.id import ID
 from libp2p.stream_muxer.yamux import yamux
 
@@ -201,6 +201,40 @@ def test_shutdown_is_quick_with_many_connections():
         assert time.monotonic() - start < 2
         for other in others: other.close()
     assert not [t for t in threading.enumerate() if t.name.startswith('lah-')]
+
+
+def sockets(): return sorted((c.status, c.laddr) for c in psutil.Process().net_connections())
+
+
+def test_a_closed_peer_leaves_no_socket_open():
+    before = sockets()
+    for _ in range(3):
+        with Peer() as a, Peer() as b:
+            a.serve('call.echo', echo)
+            b.connect(a.addrs[0])
+            b.call(a.peer_id, 'call.echo')
+            assert len(sockets()) > len(before)
+        assert sockets() == before
+    with Peer() as a: port = a.addrs[0].split('/')[4]
+    with Peer(listen=[f'/ip4/127.0.0.1/tcp/{port}']) as again: assert again.addrs[0].split('/')[4] == port
+
+
+def test_a_connection_that_has_ended_is_let_go():
+    "libp2p counts each one that came against a limit of 2,000, as long as the host runs"
+    with Peer() as a:
+        a.host._host.get_network()._inbound_limiter = limit = trio.CapacityLimiter(2)
+        for _ in range(6):
+            with Peer() as b: b.connect(a.addrs[0])
+            until(lambda: not limit.borrowed_tokens, 5)
+        async def tasks():
+            def below(task): return 1 + sum(below(child) for nursery in task.child_nurseries for child in nursery.child_tasks)
+            return below(trio.lowlevel.current_root_task())
+        with Peer() as b: b.connect(a.addrs[0])
+        until(lambda: not limit.borrowed_tokens, 5)
+        calm = a.portal.run(tasks)
+        for _ in range(5):
+            with Peer() as b: b.connect(a.addrs[0])
+        until(lambda: a.portal.run(tasks) <= calm, 10)
 
 
 def test_garbage_instead_of_a_handshake(pair):

@@ -60,9 +60,9 @@ def distance(theirs: dict[str, Tensor], own: dict[str, Tensor]) -> float:
 
 # %% ../../nbs/mixture/04b_replicas.ipynb #00000009
 _log = logging.getLogger('lah_nb')
-EVERY = 2.              # seconds between two looks at the others' updates
+EVERY = 0.5             # seconds between two looks at the others' updates
 FIND_EVERY = 10.        # the same, at who the others are
-MEET_AFTER, MEET_WITHIN = 200, 10.  # updates of all hosts, or seconds with any, after which they meet
+MEET_AFTER, MEET_WITHIN = 20, 10.  # updates of all hosts, or seconds with any, after which they meet
 NEXT_AFTER = 20.        # seconds more for each host that should have convened before
 FAR = 1.                # distance of a state that is not believed
 MOST_UPDATES = 1 << 48

@@ -12,6 +12,7 @@ import logging, os, threading
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field as dataclass_field
+from functools import partial
 
 import libp2p, trio
 from fastcore.basics import patch
@@ -19,6 +20,7 @@ from libp2p.crypto.keys import KeyPair
 from libp2p.crypto.x25519 import create_new_key_pair as new_x25519
 from libp2p.connection_types import ConnectionType
 from libp2p.network.config import ConnectionConfig
+from libp2p.network.connection.raw_connection import RawConnection
 from libp2p.peer.id import ID
 from libp2p.relay.circuit_v2.dcutr import DCUtRProtocol
 from libp2p.security.noise.transport import PROTOCOL_ID as NOISE, Transport as NoiseTransport
@@ -169,9 +171,19 @@ def _libp2p_host(identity: KeyPair, listen: list[Multiaddr], identify: bool):
     host.get_network().retry_config.max_retries = 0  # who calls tries again
     # it would dial whoever it has heard of, up to half of high_watermark
     host.get_network().auto_connector.maybe_connect = _dial_nobody
+    host.get_network()._do_handle_inbound_connection = partial(_serve_inbound, host.get_network())
     # both ends of each connection would ask what the other is; only to punch one has to know where one is seen
     if not identify: host._should_identify_peer = lambda peer: False
     return host
+
+async def _serve_inbound(network, stream, addr: Multiaddr, event):
+    "Own a connection that came until it ends; libp2p would keep it, and count it, as long as the host runs"
+    raw = RawConnection(stream, False)
+    try:
+        muxed = await network.upgrade_inbound_raw_conn(raw, addr)
+        await muxed.event_closed.wait()
+    except Exception as error: _log.debug('a connection from outside: %r', error)  # whatever a handshake may end with
+    finally: await quietly(raw.close)
 
 def _protocol_id(protocol: str) -> str: return f'/lah/{protocol}/1'
 
@@ -181,8 +193,9 @@ async def run(self: Host, *, task_status=trio.TASK_STATUS_IGNORED):
     "Own the host until cancelled; started when it listens"
     for addr in self.listen: check_free(addr)
     self.started = trio.current_time()
-    # to punch takes a port, open from the start; it is announced to nobody
-    async with self._host.run(self.listen or [Multiaddr('/ip4/0.0.0.0/tcp/0')] * self.punch):
+    leave = trio.Event()
+    async with trio.open_nursery() as nursery:
+        await nursery.start(self._run_libp2p, leave)
         try:
             async with trio.open_nursery() as self._nursery:
                 if self.listen: self._look_at_cards()
@@ -193,11 +206,20 @@ async def run(self: Host, *, task_status=trio.TASK_STATUS_IGNORED):
                 self._nursery.start_soon(self.shortcuts.run)
                 task_status.started(self)
                 await trio.sleep_forever()
-        finally:
-            with trio.CancelScope(shield=True, deadline=trio.current_time() + 1.5):
+        finally: leave.set()
+
+@patch
+async def _run_libp2p(self: Host, leave: trio.Event, *, task_status):
+    "Own what is libp2p's; cancelled while it closes, it would leave its sockets open, so it is told to leave instead"
+    with trio.CancelScope(shield=True):
+        # to punch takes a port, open from the start; it is announced to nobody
+        async with self._host.run(self.listen or [Multiaddr('/ip4/0.0.0.0/tcp/0')] * self.punch):
+            task_status.started()
+            await leave.wait()
+            with trio.move_on_after(1.5):
                 # the library closes one connection after another, 0.2 s each
                 async with trio.open_nursery() as nursery:
-                    for connection in self._connections(): nursery.start_soon(quietly, connection.close)
+                    for each in *self._host.get_network().listeners.values(), *self._connections(): nursery.start_soon(quietly, each.close)
 
 @patch
 def _look_at_cards(self: Host):

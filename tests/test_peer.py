@@ -7,7 +7,7 @@ from conftest import freeze, until
 from libp2p.peer.id import ID
 from libp2p.stream_muxer.yamux import yamux
 
-from lah_nb.network import AddressError, CallTimeout, Peer, Refused, Unreachable, chunks, circuit_addrs, new_identity, pack, peer_id_of, split_addr
+from lah_nb.network import AddressError, CallTimeout, Host, Peer, Refused, Unreachable, chunks, circuit_addrs, new_identity, pack, peer_id_of, split_addr
 from lah_nb.network.host import _protocol_id
 from lah_nb.network.link import tuned
 from lah_nb.network.relay import reserve
@@ -217,6 +217,17 @@ def test_a_closed_peer_leaves_no_socket_open():
         assert sockets() == before
     with Peer() as a: port = a.addrs[0].split('/')[4]
     with Peer(listen=[f'/ip4/127.0.0.1/tcp/{port}']) as again: assert again.addrs[0].split('/')[4] == port
+
+
+def test_a_host_that_is_cancelled_while_it_begins_ends():
+    async def main():
+        for after in 0., 0.001, 0.003, 0.006, 0.01, 0.02, 0.04:
+            host = Host(listen=['/ip4/127.0.0.1/tcp/0'])
+            with trio.move_on_after(after): await host.run()
+    thread = threading.Thread(target=trio.run, args=(main,), daemon=True)
+    thread.start()
+    thread.join(20)
+    assert not thread.is_alive()
 
 
 def test_a_connection_that_has_ended_is_let_go():

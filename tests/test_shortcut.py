@@ -1,5 +1,5 @@
 "The way past libp2p between two peers of one computer: taken when it pays, left alone when anything about it is wrong"
-import os, signal, socket, subprocess, sys, time
+import os, signal, socket, sys, time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest, torch, trio
@@ -8,7 +8,7 @@ from conftest import freeze, until
 from lah_nb.network import Peer, Refused, Unreachable
 from lah_nb.network import host as host_module, shortcut
 from lah_nb.network.shortcut import TICKET, Way
-from test_peer import ECHO, echo
+from test_peer import echo, other_process, pair
 
 pytestmark = pytest.mark.skipif(sys.platform != 'linux', reason='abstract sockets are Linux only')
 ROWS = [torch.randn(64, 64)]
@@ -16,14 +16,6 @@ ROWS = [torch.randn(64, 64)]
 
 def streams(peer, other): return [type(link.stream) for (who, _), link in peer.host._links.items() if who == other]
 def way(peer, other): return Way in streams(peer, other)
-
-
-@pytest.fixture
-def pair():
-    with Peer() as a, Peer() as b:
-        for peer in a, b: peer.serve('call.echo', echo)
-        b.connect(a.addrs[0])
-        yield a, b
 
 
 def use(peer, other, calls=20):
@@ -129,16 +121,6 @@ def test_it_can_be_turned_off(monkeypatch):
         use(b, a.peer_id, 60)
         assert not way(b, a.peer_id)
         with pytest.raises(Refused, match='no shortcut'): b.call(a.peer_id, 'call.shortcut')
-
-
-@pytest.fixture
-def other_process():
-    process = subprocess.Popen([sys.executable, '-c', ECHO], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    try: yield process, process.stdout.readline().strip()
-    finally:
-        process.kill()
-        process.wait()
-        process.stdout.close(), process.stdin.close()
 
 
 def test_who_is_killed_fails_the_calls_that_wait_and_who_stops_is_noticed(other_process):

@@ -96,7 +96,7 @@ class Host:
         for protocol in PROTOCOLS:
             if self.key: self.serve(f'{protocol}.enter', self._admit)
             self.serve(f'{protocol}.shortcut', self.shortcuts.invite)
-        for protocol in PROTOCOLS: self._host.set_stream_handler(_protocol_id(protocol), self._inbound(protocol))
+            self._host.set_stream_handler(_protocol_id(protocol), self._inbound(protocol))
         accept_circuits(self._host, self.relays, self._punch)
         if relay: Relay(self._host, lambda peer: self.allowed is None or peer in self.allowed)
 
@@ -196,8 +196,8 @@ async def run(self: Host, *, task_status=trio.TASK_STATUS_IGNORED):
     self.started = trio.current_time()
     leave = trio.Event()
     async with trio.open_nursery() as nursery:
-        await nursery.start(self._run_libp2p, leave)
         try:
+            await nursery.start(self._run_libp2p, leave)
             async with trio.open_nursery() as self._nursery:
                 if self.listen: self._look_at_cards()
                 if self.listen and not self.addrs:
@@ -212,10 +212,12 @@ async def run(self: Host, *, task_status=trio.TASK_STATUS_IGNORED):
 @patch
 async def _run_libp2p(self: Host, leave: trio.Event, *, task_status):
     "Own what is libp2p's; cancelled while it closes, it would leave its sockets open, so it is told to leave instead"
-    with trio.CancelScope(shield=True) as scope:
+    with trio.CancelScope() as scope:
         # to punch takes a port, open from the start; it is announced to nobody
         async with self._host.run(self.listen or [Multiaddr('/ip4/0.0.0.0/tcp/0')] * self.punch):
             task_status.started()
+            await trio.lowlevel.checkpoint_if_cancelled()  # while it began: then nobody says when to leave
+            scope.shield = True
             await leave.wait()
             scope.deadline = trio.current_time() + LEAVE_WITHIN
             with trio.move_on_after(LEAVE_WITHIN / 2):

@@ -13,6 +13,7 @@ from collections import namedtuple
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING, Protocol
 
 import base58, trio
@@ -43,6 +44,12 @@ def peer_id_of(identity: KeyPair) -> str:
     "The peer id, in base58 as multiaddrs spell it"
     return str(generate_peer_id_from(identity))
 
+@lru_cache(maxsize=4096)
+def _key_of(peer_id: str) -> VerifyKey | None:
+    "The public key that is an ed25519 peer's id; None of another kind"
+    raw = base58.b58decode(peer_id)
+    return VerifyKey(raw[6:]) if len(raw) == 38 and raw.startswith(_ED25519_ID) else None
+
 def verify(
     peer_id: str,
     data: bytes,
@@ -50,9 +57,8 @@ def verify(
 ) -> bool:
     "Did the owner of `peer_id` sign `data`?"
     try:
-        raw = base58.b58decode(peer_id)
-        if len(raw) != 38 or not raw.startswith(_ED25519_ID): return False
-        VerifyKey(raw[6:]).verify(data, signature)
+        if (key := _key_of(peer_id)) is None: return False
+        key.verify(data, signature)
     except (BadSignatureError, ValueError): return False
     return True
 

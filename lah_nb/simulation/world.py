@@ -177,13 +177,13 @@ def _one_seed(seed: int, signed: bool):
     if not signed: records.verify = _verify
     run._r.seed(seed)
     random.seed(seed)
-    records.authentic.cache_clear()
+    records.verified.clear()
     try: yield
     finally:
         random.setstate(kept[0])
         records.verify, run._ALLOW_DETERMINISTIC_SCHEDULING = kept[1:]
         run._r.seed()
-        records.authentic.cache_clear()
+        records.verified.clear()
 
 def in_virtual_time(
     afn: Callable,

@@ -217,7 +217,7 @@ def test_a_holder_with_enough_others_nearer_says_so_and_its_author_looks_again()
             order = nearest(key, [dht.peer_id for dht in others], 23)
             for peer, remembered in (order[0], STORED_FOR), (order[-1], NEAR_FOR):
                 author._near[key] = trio.current_time() + STORED_FOR, tuple(order[:8])
-                assert await author._put_on(peer, author._sign({(key, '1'): b''})) is not None
+                assert await author._put_on(peer, author._sign({(key, '1'): b''}), {}) is not None
                 left = author._near[key][0] - trio.current_time()
                 assert remembered / 2 - 1 <= left <= remembered
             nursery.cancel_scope.cancel()
@@ -230,6 +230,7 @@ def test_a_holder_that_fails_is_done_without_until_there_are_too_few_for_all_cop
             dhts, key = await start(hub, 24, nursery), 'experts/ffn'
             author, *others = dhts
             await author.announce({(key, '1'): b''})
+            await trio.sleep(15.)  # it is renewed, once all have met
             holders = author._known_holders(key)
             assert len(holders) == WIDTH
             for fails in range(1, WIDTH - COPIES + 2):

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SHUN', 'SHUN_MOST', 'KNOWN', 'HINTS', 'SHUNNED', 'REMEMBERED', 'SOURCES', 'HINT_FOR', 'KNOWN_FOR', 'INVENTED', 'FAIR',
-           'FEW', 'libp2p_id', 'Hint', 'Standing', 'keep_newest', 'Contacts']
+           'FEW', 'NEIGHBOURS', 'NEARLY_ALL', 'UNSEEN', 'libp2p_id', 'Hint', 'Standing', 'keep_newest', 'Contacts']
 
 # %% ../../nbs/network/09a_contacts.ipynb #00000003
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ from libp2p.peer.id import ID
 from libp2p.peer.peerinfo import PeerInfo
 
 from .calls import Network
-from .records import point
+from .records import ENOUGH, point
 from .spec import WireError
 
 # %% ../../nbs/network/09a_contacts.ipynb #00000006
@@ -29,6 +29,8 @@ HINT_FOR = 60.          # seconds a hint is kept
 KNOWN_FOR = 600.        # seconds a contact outside the table is remembered, and a source's standing
 INVENTED, FAIR = 6, 2   # names that came to nothing, and how many to one that was good, until a source is doubted
 FEW = 8                 # a table of so few does not let anyone go at the first failure
+NEIGHBOURS = 16         # by whose distance the number of peers is estimated
+NEARLY_ALL, UNSEEN = 100, 2.  # peers in a table that may hold nearly all there are; the estimate, to as many, that speaks against it
 
 @lru_cache(maxsize=100_000)
 def libp2p_id(peer: str) -> ID: return ID.from_base58(peer)
@@ -78,6 +80,24 @@ class Contacts:
         target = point(key)
         own = point(self.network.peer_id) ^ target
         return sum(place ^ target < own for place in self._places)
+
+    def _estimates(self) -> list[float]:
+        "How many peers there are, by how near the nearest one is, the second, and so on"
+        self.peers
+        here = point(self.network.peer_id)
+        return [n * 2**256 / far for n, far in enumerate(sorted(place ^ here for place in self._places)[:NEIGHBOURS], 1)]
+
+    @property
+    def estimated(self) -> int:
+        "About how many peers the swarm has, this one among them"
+        known = len(self.peers) + 1
+        return known if known <= NEIGHBOURS else max(known, int(self._estimates()[-1]))
+
+    @property
+    def nearly_all(self) -> bool:
+        "Does the table hold nearly all peers of a small swarm, as far as one can tell?"
+        if not ENOUGH <= (known := len(self.peers)) <= NEARLY_ALL: return False
+        return max(self._estimates()[min(known, FEW) - 1:]) <= UNSEEN * (known + 1)  # of a large one a newcomer knows the very nearest first
 
     def is_shunned(self, peer: str) -> bool: return self.shunned.get(peer, (0,))[0] > trio.current_time()
 

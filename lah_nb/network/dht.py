@@ -7,7 +7,7 @@ __all__ = ['TTL', 'FIRST_WITHIN', 'JOIN_WITHIN', 'REFUSED_FOR', 'MAX_KEYS', 'ASK
            'LASTING', 'OFFERED_TO', 'CALM', 'RARELY', 'ASK_AGAIN', 'LONELY', 'ASLEEP', 'DHT', 'NoPeers', 'life_of']
 
 # %% ../../nbs/network/10_dht.ipynb #00000003
-import logging, random, time
+import logging, math, random, time
 from collections.abc import Callable, Iterable
 
 import trio
@@ -79,17 +79,23 @@ def _check_find(self: DHT, caller, meta, specs):
 def _check_store(self: DHT, caller, meta, specs):
     read_addrs(meta)
     field(meta, 'records', list, of=list, most=MAX_RECORDS)
+    if 'keys' in meta: check_keys(meta, specs, MAX_KEYS)
     if specs: raise WireError('a store has no tensors')
-    self._looked_at.take(caller, len(meta['records']))
+    self._looked_at.take(caller, len(meta['records']) + len(meta.get('keys', ())))
+
+@patch
+def _nearest_to(self: DHT, keys: list[str]) -> tuple[list[list[str]], dict[str, list[str]]]:
+    "The nearest peers known to each key, and where they are"
+    known = [*self.contacts.willing, *([self.peer_id] if self.network.addrs else [])]
+    near = [nearest(key, known, WIDTH) for key in keys]
+    addrs = {peer: self.contacts.addrs.get(peer, []) for peers in near for peer in peers}
+    if self.peer_id in addrs: addrs[self.peer_id] = list(self.network.addrs)
+    return near, addrs
 
 @patch
 async def _find(self: DHT, request: Request):
     await self.contacts.saw(request.peer_id, read_addrs(request.meta))
-    now, known = trio.current_time(), [*self.contacts.willing, *([self.peer_id] if self.network.addrs else [])]
-    near = [nearest(key, known, WIDTH) for key in request.meta['keys']]
-    addrs = {peer: self.contacts.addrs.get(peer, []) for peers in near for peer in peers}
-    if self.peer_id in addrs: addrs[self.peer_id] = list(self.network.addrs)
-    found = []
+    (near, addrs), found, now = self._nearest_to(request.meta['keys']), [], trio.current_time()
     if request.meta['values']:
         since = request.meta.get('since') or [None] * len(request.meta['keys'])
         for key, at in zip(request.meta['keys'], since):
@@ -108,7 +114,8 @@ async def _store(self: DHT, request: Request):
     crowds = [0 if kept else self.records.crowd(record, now) for kept, (record, _) in zip(stored, checked)]
     # whoever is no longer among the nearest says so: the author looks for them anew
     moved = [key for key in dict.fromkeys(record.key for record, _ in checked) if self.contacts.nearer(key) >= COPIES]
-    return {'stored': sum(stored), 'clock': clock, 'crowds': crowds, 'moved': moved}, ()
+    near, addrs = self._nearest_to(request.meta.get('keys', []))
+    return {'stored': sum(stored), 'clock': clock, 'crowds': crowds, 'moved': moved, 'near': near, 'addrs': addrs}, ()
 
 # %% ../../nbs/network/10_dht.ipynb #0000000d
 class NoPeers(LahError):
@@ -193,22 +200,34 @@ async def _holders_of(self: DHT, keys: Iterable[str], timeout: float | None) -> 
     return holders
 
 @patch
-async def store(self: DHT, records: list[Record], *, timeout: float | None = None) -> dict[str, int]:  # key -> copies made
+async def store(
+    self: DHT,
+    records: list[Record],
+    *,
+    timeout: float | None = None,
+    guess: bool = True,  # where the table holds nearly all peers it says who the holders are; these say whether that is right
+) -> dict[str, int]:  # key -> copies made
     "Put signed records on the peers nearest to their keys"
-    holders = await self._holders_of(dict.fromkeys(record.key for record in records), timeout)
+    keys, named = list(dict.fromkeys(record.key for record in records)), {}  # key -> peers that its holders name
+    if guess and self.contacts.nearly_all: named = {key: set() for key in keys if not self._known_holders(key)}
+    holders = {key: nearest(key, self.contacts.willing, WIDTH) for key in named} | await self._holders_of(keys - named.keys(), timeout)
     for key, peers in holders.items():
         mine = [self.peer_id] if self.network.addrs or not peers else []
         holders[key] = nearest(key, [*peers, *mine], COPIES)
     offers = [record for record in records if (record.key, record.subkey) in self._spared and record.value is not None]
     few = {record: random.sample(holders[record.key], min(OFFERED_TO, len(holders[record.key]))) for record in offers}
-    copies, crowds = await self._send({record: few.get(record, holders[record.key]) for record in records})
+    copies, crowds = await self._send({record: few.get(record, holders[record.key]) for record in records}, named)
     wanted = [record for record in offers if not any(crowds.get(record) or [0])]
     if wanted:
-        more, told = await self._send({record: holders[record.key] for record in wanted})
+        more, told = await self._send({record: holders[record.key] for record in wanted}, {})
         copies.update(more)
         crowds.update(told)
     self._rest_or_not(records, crowds, set(offers) - set(wanted))
-    return copies
+    def is_right(key): return copies.get(key) == len(holders[key]) and set(nearest(key, named[key].union(holders[key]), COPIES)) == set(holders[key])
+    right = set(filter(is_right, named))
+    self._remember_holders({key: nearest(key, self.contacts.willing, WIDTH) for key in right}, STORED_FOR)
+    wrong = [record for record in records if record.key in named.keys() - right]
+    return copies | (await self.store(wrong, timeout=timeout, guess=False) if wrong else {})
 
 @patch
 def _rest_or_not(self: DHT, records: list[Record], crowds: dict[Record, list[int]], offered: set[Record]):
@@ -226,7 +245,11 @@ def _rest_or_not(self: DHT, records: list[Record], crowds: dict[Record, list[int
         self._spared[slot] = now + self.ttl / 3 * periods * random.uniform(0.5, 1.), periods
 
 @patch
-async def _send(self: DHT, plan: dict[Record, list[str]]) -> tuple[dict[str, int], dict[Record, list[int]]]:
+async def _send(
+    self: DHT,
+    plan: dict[Record, list[str]],
+    named: dict[str, set[str]],  # of these keys the holders are asked who is near, and whom they name is added
+) -> tuple[dict[str, int], dict[Record, list[int]]]:
     "Records to peers, each peer's in one message: (key -> copies made, record -> who was turned away there, by peer)"
     batches, copies, crowds, now = {}, {}, {}, trio.current_time()
     for record, peers in plan.items():
@@ -234,7 +257,7 @@ async def _send(self: DHT, plan: dict[Record, list[str]]) -> tuple[dict[str, int
     async def put(peer, batch):
         if peer == self.peer_id:
             told = [0 if self.records.put(record, record.ttl, now) else self.records.crowd(record, now) for record in batch]
-        elif (told := await self._put_on(peer, batch)) is None: return
+        elif (told := await self._put_on(peer, batch, named)) is None: return
         for record, crowd in zip(batch, told): crowds.setdefault(record, []).append(crowd)
         for key in dict.fromkeys(record.key for record in batch): copies[key] = copies.get(key, 0) + 1
     async with trio.open_nursery() as nursery:
@@ -243,13 +266,24 @@ async def _send(self: DHT, plan: dict[Record, list[str]]) -> tuple[dict[str, int
     return copies, crowds
 
 @patch
-async def _put_on(self: DHT, peer: str, batch: list[Record]) -> list[int] | None:
+async def _put_on(
+    self: DHT,
+    peer: str,
+    batch: list[Record],
+    named: dict[str, set[str]],  # as in `_send`
+) -> list[int] | None:
     "Send records to another peer: how many others were turned away where each was; None if it took none"
-    entry = {'records': [record.to_list(record.ttl) for record in batch], 'addrs': list(self.network.addrs)}
+    asked = list(named.keys() & {record.key for record in batch})
+    entry = {'records': [record.to_list(record.ttl) for record in batch], 'addrs': list(self.network.addrs)} | ({'keys': asked} if asked else {})
+    meta = None
     try:
-        meta, _ = await self.network.call(peer, 'dht.store', entry, timeout=self.within(1))
+        with trio.move_on_after(self.patience if asked else math.inf):  # rather than wait for a guess that may be wrong, look
+            meta, _ = await self.network.call(peer, 'dht.store', entry, timeout=self.within(1))
+        if meta is None: return None
         crowds = field(meta, 'crowds', list, of=int, most=len(batch))
         if len(crowds) != len(batch): raise WireError('an answer about other records')
+        if asked:
+            for key, peers in zip(asked, self._read_near(peer, meta, asked)): named[key].update(p for p in peers if not self.contacts.is_shunned(p))
         self._look_again(field({'moved': [], **meta}, 'moved', list, of=str, most=len(batch)))
     except LahError:
         self.contacts.failed(peer)

@@ -166,18 +166,21 @@ async def _ask(
     return reply
 
 @patch
-def _read(self: Finder, peer: str, meta: dict, keys: list[str], values: bool) -> dict:
-    "An answer, checked"
-    near = field(meta, 'near', list, of=list, most=len(keys))
-    addrs = field(meta, 'addrs', dict)
-    found = field(meta, 'found', list, of=list, most=len(keys))
+def _read_near(self: Finder, peer: str, meta: dict, keys: list[str]) -> list[list[str]]:
+    "Whom an answer names as near to each key, checked"
+    near, addrs = field(meta, 'near', list, of=list, most=len(keys)), field(meta, 'addrs', dict)
     near = [peers[:WIDTH] for peers in near]
-    if any(type(other) is not str for peers in near for other in peers):
-        raise WireError('not a list of peers')
-    if len(near) != len(keys) or (values and len(found) != len(keys)):
-        raise WireError('an answer for other keys')
+    if any(type(other) is not str for peers in near for other in peers): raise WireError('not a list of peers')
+    if len(near) != len(keys): raise WireError('an answer for other keys')
     for other in dict.fromkeys(other for peers in near for other in peers):
         self.contacts.hearsay(other, read_addrs({'addrs': addrs.get(other)}), peer)
+    return near
+
+@patch
+def _read(self: Finder, peer: str, meta: dict, keys: list[str], values: bool) -> dict:
+    "An answer, checked"
+    near, found = self._read_near(peer, meta, keys), field(meta, 'found', list, of=list, most=len(keys))
+    if values and len(found) != len(keys): raise WireError('an answer for other keys')
     found = [[Record.from_list(raw) for raw in raws] for raws in found]
     if any(record.key != key for key, records in zip(keys, found) for record, _ in records):
         raise WireError('records of other keys')

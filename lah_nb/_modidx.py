@@ -1254,6 +1254,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                           'lah_nb/network/reading.py'),
                                         'lah_nb.network.reading.Reader._living': ( 'network/reading.html#reader._living',
                                                                                    'lah_nb/network/reading.py'),
+                                        'lah_nb.network.reading.Reader._may_glance': ( 'network/reading.html#reader._may_glance',
+                                                                                       'lah_nb/network/reading.py'),
                                         'lah_nb.network.reading.Reader._read_for': ( 'network/reading.html#reader._read_for',
                                                                                      'lah_nb/network/reading.py'),
                                         'lah_nb.network.reading.Reader._refetch': ( 'network/reading.html#reader._refetch',

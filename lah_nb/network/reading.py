@@ -119,7 +119,7 @@ async def _fetch_new(self: Reader, keys: list[str], timeout: float | None, by_ot
     try:
         far = await self._fetch_news(keys)
         if by_others and self._readers: far = [key for key in await self._have_read(far, keep) if key not in ahead]
-        elif self.contacts.nearly_all and not self._readers: far = sum(await self._glance(far, keep), [])
+        elif self._may_glance and not self._readers: far = sum(await self._glance(far, keep), [])
         for key in set(keys).difference(far): self._fetching[key].set()
         holders, found = await self.lookup(far, timeout=timeout, on_heard=keep) if far else ({}, {})
         self._remember_holders(holders)
@@ -237,6 +237,11 @@ def check_keys(meta, specs, most: int):
         if len(key) > MAX_KEY or '/' not in key: raise WireError(f'not a key: {key[:60]!r}')
     if specs: raise WireError('a query has no tensors')
 
+@patch(as_prop=True)
+def _may_glance(self: Reader) -> bool:
+    "Are nearly all peers known, and more than a look-up asks at once?"
+    return len(self.peers) > WIDTH and self.contacts.nearly_all
+
 @patch
 async def _glance(
     self: Reader,
@@ -254,8 +259,7 @@ async def _glance(
         sure.add(key)
         self._remember_holders({key: near})
         keep(key, found.get(key, trio.current_time()))
-    async def ask(peer, asked):
-        reply = await self._ask(peer, asked, True)
+    def hear(_, peer, asked, reply):
         for key, near, records in zip(asked, reply['near'], reply['found']) if reply else ():
             named[key].update(near)
             told[key][peer] = frozenset(record.subkey for record, _ in records)
@@ -271,10 +275,12 @@ async def _glance(
         awaited = Counter(chain.from_iterable(plan.values()))
         for peer, asked in plan.items():
             for key in asked: told[key][peer] = None
-        with trio.move_on_after(self.patience):
-            async with trio.open_nursery() as nursery:
-                for peer, asked in plan.items(): nursery.start_soon(ask, peer, asked)
-        for key in +awaited: settle(key)
+        tell, heard = trio.open_memory_channel(float('inf'))
+        for peer, asked in plan.items(): self._nursery.start_soon(self._query, peer, asked, True, tell)
+        with trio.move_on_after(self.patience) as late:
+            for _ in plan: hear(*await heard.receive())
+        if late.cancelled_caught: break
+    for key in +awaited: settle(key)
     empty = list(filter(is_empty, keys))
     return [key for key in keys if key not in sure and key not in empty], empty
 
@@ -296,7 +302,7 @@ async def _read_for(self: Reader, request: Request):
     stale = [key for key in keys if key not in self._cache or now - self._cache[key].fetched > REFETCH]
     if stale and self._readers: raise LahError('this peer is new here itself')
     new = [key for key in stale if key not in self._cache]
-    if self.contacts.nearly_all: stale, _ = await self._glance(stale, self._keep)
+    if self._may_glance: stale, _ = await self._glance(stale, self._keep)
     if stale: await self._fetch(stale, min(2 * self.patience, request.deadline - trio.current_time()))
     now, told = trio.current_time(), {}
     for key in keys:

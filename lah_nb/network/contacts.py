@@ -30,7 +30,7 @@ KNOWN_FOR = 600.        # seconds a contact outside the table is remembered, and
 INVENTED, FAIR = 6, 2   # names that came to nothing, and how many to one that was good, until a source is doubted
 FEW = 8                 # a table of so few does not let anyone go at the first failure
 NEIGHBOURS = 16         # by whose distance the number of peers is estimated
-NEARLY_ALL, UNSEEN = 100, 2.  # peers in a table that may hold nearly all there are; the estimate, to as many, that speaks against it
+NEARLY_ALL, UNSEEN = 72, 2.  # peers in a table that may hold nearly all there are; the estimate, to as many, that speaks against it
 
 @lru_cache(maxsize=100_000)
 def libp2p_id(peer: str) -> ID: return ID.from_base58(peer)

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['TTL', 'FIRST_WITHIN', 'JOIN_WITHIN', 'REFUSED_FOR', 'MAX_KEYS', 'ASKED_TO_READ', 'SETTLE_AFTER', 'STORED_FOR',
-           'LASTING', 'OFFERED_TO', 'CALM', 'RARELY', 'ASK_AGAIN', 'LONELY', 'ASLEEP', 'DHT', 'NoPeers', 'life_of']
+           'LASTING', 'OFFERED_TO', 'CALM', 'RARELY', 'YOUNG', 'MEET', 'ASK_AGAIN', 'LONELY', 'ASLEEP', 'DHT',
+           'NoPeers', 'life_of']
 
 # %% ../../nbs/network/10_dht.ipynb #00000003
 import logging, math, random, time
@@ -15,6 +16,7 @@ from fastcore.basics import patch
 
 from ..errors import LahError
 from .calls import Network, Request
+from .contacts import NEARLY_ALL
 from .lookup import LONGEST_CALL, WIDTH, read_addrs
 from .reading import COPIES, MAX_RECORDS, NEAR_FOR, Reader, check_keys
 from .records import MAX_TTL, TOLD, Record, nearest
@@ -351,10 +353,12 @@ async def _renew(self: DHT):
         if due: await self.store(self._sign(due), timeout=self.ttl / 3)
 
 # %% ../../nbs/network/10_dht.ipynb #00000016
+YOUNG, MEET = 4, 2      # in a small swarm: refreshes at first that look around; peers known by hearsay that are asked at each
+
 @patch
 async def _refresh(self: DHT, every: float = 10.):
-    "Keep the table alive: look oneself up, ask the peers not heard of for longest, forget the expired"
-    turn = random.randrange(24)  # not all at once
+    "Keep the table alive: look oneself up, ask the peers not heard of for longest and, in a small swarm, those known by hearsay; forget the expired"
+    turn = first = random.randrange(24)  # not all at once
     while True:
         await trio.sleep(every * random.uniform(0.8, 1.2))
         now = trio.current_time()
@@ -363,9 +367,13 @@ async def _refresh(self: DHT, every: float = 10.):
         self._near = {key: near for key, near in self._near.items() if near[0] > now}
         around = [_own_key(self), f'refresh/{now}/{self.peer_id}']
         # the neighbours now and then, who is far away rarely
-        if len(self.peers) >= WIDTH: around = around[:1] * (turn % 6 == 0) + around[1:] * (turn % 24 == 1)
+        small = self.contacts.estimated <= NEARLY_ALL
+        if len(self.peers) >= WIDTH: around = around[:1] * (turn % 6 == 0 or small and turn < first + YOUNG) + around[1:] * (turn % 24 == 1)
         if self.peers and around: await self.lookup(around, values=False)
         turn += 1
+        if small:  # all shall know all
+            strangers = [peer for peer in self.contacts.hints if not self.contacts.is_shunned(peer)]
+            for peer in random.sample(strangers, min(MEET, len(strangers))): self._nursery.start_soon(self._ask, peer, [], False)
         heard = self.contacts.heard
         for peer in sorted(self.peers, key=lambda p: heard.get(p, 0.))[:2]:
             if now - heard.get(peer, 0.) > 2 * every: await self._ask(peer, [], False)

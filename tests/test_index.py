@@ -1,14 +1,16 @@
 "The index under liars, at rest, and at any number of peers; in memory, under a clock that skips the waiting."
 import random
+from dataclasses import replace
 
 import base58, pytest, trio
 from hypothesis import given, settings, strategies as st
 from memory import simulate, start
 
+from lah_nb.network import records
 from lah_nb.network import DHT, MemoryHub, Record, Records, WireError, nearest, new_identity, peer_id_of
 from lah_nb.network.contacts import HINTS
 from lah_nb.network.dht import COPIES, NEAR_FOR, STORED_FOR, TTL, WIDTH, life_of
-from lah_nb.network.records import HOSTS, MAX_TTL, WITNESSES, Lookup
+from lah_nb.network.records import HOSTS, MAX_TTL, WITNESSES, Lookup, authentic
 from lah_nb.simulation.world import World, in_virtual_time
 
 
@@ -299,3 +301,82 @@ def test_rows_are_fetched_ahead_when_a_batch_will_want_most_of_them():
     assert looks_ahead(64, 4, (16, 16), 0) and looks_ahead(4, 4, (16, 16), 0)
     few_rows, last_level, no_next, too_wide = (1, 4, (16, 16), 0), (64, 4, (16, 16), 1), (64, 4, (16,), 0), (64, 4, (128, 16), 0)
     assert not any(looks_ahead(*case) for case in (few_rows, last_level, no_next, too_wide))
+
+
+async def settled(hub, n, nursery, seconds=60.):
+    "Peers that have had time to meet"
+    dhts = await start(hub, n, nursery)
+    await trio.sleep(seconds)
+    return dhts
+
+
+def counted(dht):
+    "The methods that this peer calls from now on"
+    called, call = [], dht.network.call
+    async def counting(peer, method, *args, **options):
+        called.append(method)
+        return await call(peer, method, *args, **options)
+    dht.network.call = counting
+    return called
+
+
+def holders_of(key, dhts):
+    now = trio.current_time()
+    return {dht.peer_id for dht in dhts if dht.records.get(key, now)}
+
+
+def test_where_all_know_all_a_record_goes_straight_to_its_holders_and_is_read_with_few_questions():
+    async def main():
+        async with MemoryHub(latency=0.01) as hub, trio.open_nursery() as nursery:
+            dhts = await settled(hub, 30, nursery)
+            author, reader, rows = dhts[4], dhts[17], [f'experts/ffn.{i}' for i in range(16)]
+            assert author.contacts.nearly_all and reader.contacts.nearly_all
+            called = counted(author)
+            await author.announce({(row, '3'): b'here' for row in rows})
+            assert set(called) == {'dht.store'} and len(called) < 30
+            for row in rows: assert holders_of(row, dhts) == set(nearest(row, [dht.peer_id for dht in dhts], COPIES))
+            called = counted(reader)
+            found = await reader.get([*rows, 'experts/none'])
+            assert all(len(found[row]) == 1 for row in rows) and found['experts/none'] == []
+            assert len(called) < 45  # a look-up of each asks all thirty, again and again
+            nursery.cancel_scope.cancel()
+    simulate(main)
+
+
+def test_who_guesses_the_holders_of_a_key_wrongly_is_told_and_looks_for_them():
+    async def main():
+        async with MemoryHub(latency=0.01) as hub, trio.open_nursery() as nursery:
+            dhts, key = await settled(hub, 30, nursery), 'experts/ffn'
+            true = nearest(key, [dht.peer_id for dht in dhts], COPIES)
+            author = next(dht for dht in dhts if dht.peer_id not in true)
+            for peer in true[:3]: author.contacts._leave_table(peer)
+            assert author.contacts.nearly_all
+            called = counted(author)
+            await author.announce({(key, '1'): b'here'})
+            assert called[0] == 'dht.store' and 'dht.find' in called
+            assert set(true) <= holders_of(key, dhts)
+            nursery.cancel_scope.cancel()
+    simulate(main)
+
+
+def test_a_holder_that_does_not_answer_is_not_taken_for_one():
+    async def main():
+        async with MemoryHub(latency=0.01) as hub, trio.open_nursery() as nursery:
+            dhts, key = await settled(hub, 30, nursery), 'experts/ffn'
+            order = nearest(key, [dht.peer_id for dht in dhts], 8)
+            author = next(dht for dht in dhts if dht.peer_id not in order)
+            next(dht for dht in dhts if dht.peer_id == order[2]).network.silent = True
+            began = trio.current_time()
+            copies = await author.announce({(key, '1'): b'here'})
+            assert copies[key] == COPIES and trio.current_time() - began < 4
+            assert len(holders_of(key, dhts)) >= COPIES
+            nursery.cancel_scope.cancel()
+    simulate(main)
+
+
+def test_what_is_remembered_of_signatures_is_bounded(monkeypatch):
+    monkeypatch.setattr(records, 'MOST_VERIFIED', 8)
+    signed = [Record('experts/ffn', str(i), NAMES[0], b'', i, 30.).signed(AUTHORS[0].private_key.sign) for i in range(20)]
+    forged = replace(signed[3], value=b'another')
+    for _ in range(2): assert all(map(authentic, signed)) and not authentic(forged)
+    assert len(records.verified) <= 8

@@ -353,7 +353,7 @@ async def _renew(self: DHT):
         if due: await self.store(self._sign(due), timeout=self.ttl / 3)
 
 # %% ../../nbs/network/10_dht.ipynb #00000016
-YOUNG, MEET = 4, 2      # in a small swarm: refreshes at first that look around; peers known by hearsay that are asked at each
+YOUNG, MEET = 6, 2      # in a small swarm: refreshes at first that look around and far away; peers known by hearsay that are asked at each
 
 @patch
 async def _refresh(self: DHT, every: float = 10.):
@@ -368,7 +368,7 @@ async def _refresh(self: DHT, every: float = 10.):
         around = [_own_key(self), f'refresh/{now}/{self.peer_id}']
         # the neighbours now and then, who is far away rarely
         small = self.contacts.estimated <= NEARLY_ALL
-        if len(self.peers) >= WIDTH: around = around[:1] * (turn % 6 == 0 or small and turn < first + YOUNG) + around[1:] * (turn % 24 == 1)
+        if len(self.peers) >= WIDTH and not (small and turn < first + YOUNG): around = around[:1] * (turn % 6 == 0) + around[1:] * (turn % 24 == 1)
         if self.peers and around: await self.lookup(around, values=False)
         turn += 1
         if small:  # all shall know all

@@ -212,7 +212,7 @@ async def store(
     "Put signed records on the peers nearest to their keys"
     keys, named = list(dict.fromkeys(record.key for record in records)), {}  # key -> peers that its holders name
     if guess and self.contacts.nearly_all: named = {key: set() for key in keys if not self._known_holders(key)}
-    holders = {key: nearest(key, self.contacts.willing, WIDTH) for key in named} | await self._holders_of(keys - named.keys(), timeout)
+    holders = {key: nearest(key, self.contacts.willing, WIDTH) for key in named} | await self._holders_of([key for key in keys if key not in named], timeout)
     for key, peers in holders.items():
         mine = [self.peer_id] if self.network.addrs or not peers else []
         holders[key] = nearest(key, [*peers, *mine], COPIES)
@@ -226,9 +226,9 @@ async def store(
         crowds.update(told)
     self._rest_or_not(records, crowds, set(offers) - set(wanted))
     def is_right(key): return copies.get(key) == len(holders[key]) and set(nearest(key, named[key].union(holders[key]), COPIES)) == set(holders[key])
-    right = set(filter(is_right, named))
+    right = list(filter(is_right, named))
     self._remember_holders({key: nearest(key, self.contacts.willing, WIDTH) for key in right}, STORED_FOR)
-    wrong = [record for record in records if record.key in named.keys() - right]
+    wrong = [record for record in records if record.key in named and record.key not in right]
     return copies | (await self.store(wrong, timeout=timeout, guess=False) if wrong else {})
 
 @patch
@@ -275,7 +275,7 @@ async def _put_on(
     named: dict[str, set[str]],  # as in `_send`
 ) -> list[int] | None:
     "Send records to another peer: how many others were turned away where each was; None if it took none"
-    asked = list(named.keys() & {record.key for record in batch})
+    asked = [key for key in dict.fromkeys(record.key for record in batch) if key in named]
     entry = {'records': [record.to_list(record.ttl) for record in batch], 'addrs': list(self.network.addrs)} | ({'keys': asked} if asked else {})
     meta = None
     try:

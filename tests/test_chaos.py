@@ -100,5 +100,5 @@ def test_a_seed_comes_to_rest(): seeds(0, 1)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('first', range(100, 108, 4))
-def test_many_seeds_come_to_rest(first): seeds(first, 4)
+@pytest.mark.parametrize('first', range(100, 108, 2))
+def test_many_seeds_come_to_rest(first): seeds(first, 2)

@@ -120,7 +120,7 @@ async def _fetch_new(self: Reader, keys: list[str], timeout: float | None, by_ot
     try:
         far = await self._fetch_news(keys)
         if by_others and self._readers: far = [key for key in await self._have_read(far, keep) if key not in ahead]
-        elif self._may_glance and not self._readers: far = sum(await self._glance(far, keep), [])
+        elif by_others and self._may_glance: far = sum(await self._glance(far, keep), [])
         for key in set(keys).difference(far): self._fetching[key].set()
         holders, found = await self.lookup(far, timeout=timeout, on_heard=keep) if far else ({}, {})
         self._remember_holders(holders)

@@ -140,7 +140,7 @@ def test_pausing_takes_the_records_back_and_resuming_announces_them(half, tmp_pa
 
 
 def test_it_comes_back_when_the_swarm_does(tmp_path):
-    "The only other peer is killed, and later one is at its place again; the experts have not changed meanwhile"
+    "The only other peer is killed, and later one is at its place again; the experts have unlearnt nothing meanwhile"
     with socket.socket() as s:
         s.bind(('127.0.0.1', 0))
         port = s.getsockname()[1]
@@ -162,7 +162,8 @@ def test_it_comes_back_when_the_swarm_does(tmp_path):
             boot = start()
             until(lambda: vol.status()['state'] == 'connected')
             after = vol.status()
-            assert (after['peer_id'], after['updates']) == (before['peer_id'], before['updates'])
+            assert after['peer_id'] == before['peer_id']
+            assert after['updates'] >= before['updates']  # more, if it has adopted what the killed peer had taught
             # it may have adopted more: the peer that came back chose its experts anew
             with Swarm.join(boot.addrs[0]) as swarm: assert until(lambda: set(before['uids']) <= set(served(swarm, vol.peer_id)))
             assert set(before['uids']) <= set(vol.status()['uids'])

@@ -6,8 +6,7 @@ import base58, pytest, trio
 from hypothesis import given, settings, strategies as st
 from memory import simulate, start
 
-from lah_nb.network import records
-from lah_nb.network import DHT, MemoryHub, Record, Records, WireError, nearest, new_identity, peer_id_of
+from lah_nb.network import DHT, MemoryHub, Record, Records, WireError, nearest, new_identity, peer_id_of, records
 from lah_nb.network.contacts import HINTS
 from lah_nb.network.dht import COPIES, NEAR_FOR, STORED_FOR, TTL, WIDTH, life_of
 from lah_nb.network.records import HOSTS, MAX_TTL, WITNESSES, Lookup, authentic
@@ -303,10 +302,10 @@ def test_rows_are_fetched_ahead_when_a_batch_will_want_most_of_them():
     assert not any(looks_ahead(*case) for case in (few_rows, last_level, no_next, too_wide))
 
 
-async def settled(hub, n, nursery, seconds=60.):
+async def settled(hub, n, nursery):
     "Peers that have had time to meet"
     dhts = await start(hub, n, nursery)
-    await trio.sleep(seconds)
+    await trio.sleep(60.)
     return dhts
 
 

@@ -97,14 +97,15 @@ def _nearest_to(self: DHT, keys: list[str]) -> tuple[list[list[str]], dict[str, 
 @patch
 async def _find(self: DHT, request: Request):
     await self.contacts.saw(request.peer_id, read_addrs(request.meta))
-    (near, addrs), found, now = self._nearest_to(request.meta['keys']), [], trio.current_time()
+    keys, found, now = request.meta['keys'], [], trio.current_time()
+    # whoever asks for news knows whom to ask
+    near, addrs = ([[] for _ in keys], {}) if request.meta['values'] and 'since' in request.meta else self._nearest_to(keys)
     if request.meta['values']:
         since = request.meta.get('since') or [None] * len(request.meta['keys'])
         for key, at in zip(request.meta['keys'], since):
             known = at[1] if type(at) is list and len(at) == 2 and at[0] == self._epoch and type(at[1]) is int else 0
             told = self.records.get(key, now, known, None if known else TOLD)
             found.append([record.to_list(left) for record, left in told[:MAX_RECORDS]])
-        if 'since' in request.meta: near, addrs = [[] for _ in near], {}  # whoever asks for news knows whom to ask
     return {'near': near, 'addrs': addrs, 'found': found, 'at': [self._epoch, self.records.revision]}, ()
 
 @patch

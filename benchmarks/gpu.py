@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from lah_nb import DMoE, Swarm, Weather
-from lah_nb.mixture.experts import EXPERTS
+from lah_nb.mixture.classes import EXPERTS
 from lah_nb.training import in_flight
 
 K, ROWS, LENGTH = 4, {'ffn': 2048, 'transformer': 4}, 512

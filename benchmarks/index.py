@@ -17,7 +17,7 @@ import torch
 import trio
 
 from lah_nb.errors import LahError
-from lah_nb.mixture.experts import Schema
+from lah_nb.mixture.classes import Schema
 from lah_nb.mixture.gating import Gate
 from lah_nb.mixture.roster import Roster, index_entries
 from lah_nb.simulation.scale import GRID, select

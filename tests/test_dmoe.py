@@ -5,7 +5,7 @@ import pytest, torch
 from conftest import freeze, until
 from torch import nn
 
-from lah_nb.mixture.experts import BETAS
+from lah_nb.mixture.learning import BETAS
 from lah_nb import DMoE, Swarm, TooFewExperts
 from lah_nb.mixture import Expert, load_expert, recording
 from lah_nb.errors import LahError

@@ -8,9 +8,11 @@ import torch
 from torch import nn
 
 from lah_nb.mixture.ffn import FeedForward
-from lah_nb.mixture.experts import (BETAS, EXPERTS, MAX_UIDS, BadGradient, Expert, ExpertError, Schema, expert_schema, load_expert, load_expert_file, pack_expert,
-                            parse_uids, register_expert, save_expert, split_uid)
-from lah_nb.mixture.packed import unpack_expert
+from lah_nb.mixture.learning import BETAS
+from lah_nb.mixture.classes import EXPERTS, Schema, expert_schema, load_expert_file, register_expert
+from lah_nb.mixture.uids import MAX_UIDS, ExpertError, parse_uids, split_uid
+from lah_nb.mixture.experts import BadGradient, Expert
+from lah_nb.mixture.packed import load_expert, pack_expert, save_expert, unpack_expert
 
 torch.set_num_threads(1)
 PLAIN = {
@@ -212,7 +214,7 @@ def test_starting_an_expert_does_not_import_the_compiler():
 
 def test_files_of_classes(tmp_path, registry):
     path = tmp_path / 'mine.py'
-    path.write_text('import torch\nfrom lah_nb.mixture.experts import register_expert\n'
+    path.write_text('import torch\nfrom lah_nb.mixture.classes import register_expert\n'
                     '@register_expert("mine", example=lambda h: torch.zeros(2, h))\nclass Mine(torch.nn.Linear):\n    def __init__(self, h): super().__init__(h, h)\n')
     assert load_expert_file(path) == ['mine'] == load_expert_file(str(path))
     assert Expert('mine.0', 'mine', 4).forward(torch.zeros(1, 4)).shape == (1, 4)
@@ -238,7 +240,7 @@ def test_rates_that_cannot_be_are_refused(options):
 
 
 def test_an_owner_says_how_experts_learn(tmp_path):
-    from lah_nb.mixture.experts import Learning
+    from lah_nb.mixture.learning import Learning
     learning = Learning(warmup=4, total_steps=12, final=0.5, weight_decay=0.1, follow=False)
     assert [round(learning.rate(n), 3) for n in (0, 3, 4, 8, 12, 99)] == [0.25, 1., 1., 0.75, 0.5, 0.5]
     ours, freely = Expert('e.0', 'ffn', 8, lr=0.1, optimizer='sgd', learning=learning), Expert('e.0', 'ffn', 8, lr=0.1, optimizer='sgd')

@@ -5,7 +5,7 @@ import pytest, torch
 from conftest import freeze
 
 from lah_nb import DMoE, Swarm
-from lah_nb.mixture.experts import Schema
+from lah_nb.mixture.classes import Schema
 from lah_nb.mixture.roster import index_entries
 
 pytestmark = pytest.mark.slow

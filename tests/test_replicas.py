@@ -8,7 +8,8 @@ from test_audit import EXPERTS, Scene
 from lah_nb.errors import LahError
 from lah_nb.mixture.adoption import keep_alive
 from lah_nb.mixture.copies import Copies
-from lah_nb.mixture.experts import Expert, pack_expert
+from lah_nb.mixture.experts import Expert
+from lah_nb.mixture.packed import pack_expert
 from lah_nb.mixture.replicas import MEET_WITHIN, SHUN, Replicas, distance
 from lah_nb.mixture.server import Server
 from lah_nb.network import DHT, MemoryHub

@@ -1,7 +1,10 @@
 "Whoever is started again goes on where it was: its own uids, what it saved, and in spite of what its dead self announced."
 import pytest, trio, trio.testing
 
-from lah_nb.mixture.experts import Expert, ExpertError, expert_schema, load_expert, save_expert
+from lah_nb.mixture.experts import Expert
+from lah_nb.mixture.uids import ExpertError
+from lah_nb.mixture.classes import expert_schema
+from lah_nb.mixture.packed import load_expert, save_expert
 from lah_nb.mixture.server import Server, claim, index_entries, saved_uids
 from lah_nb.network import DHT, MemoryHub
 

@@ -9,8 +9,8 @@ from lah_nb.command.cli import main as lah_nb_command
 from lah_nb.errors import LahError
 from lah_nb.mixture.adoption import keep_alive
 from lah_nb.mixture.copies import rank
-from lah_nb.mixture.experts import Expert, expert_path, load_expert, pack_expert, save_expert
-from lah_nb.mixture.packed import shortened
+from lah_nb.mixture.experts import Expert
+from lah_nb.mixture.packed import expert_path, load_expert, pack_expert, save_expert, shortened
 from lah_nb.mixture.server import Server, claim
 from lah_nb.network import DHT, MemoryHub
 
@@ -92,7 +92,7 @@ def test_a_writer_killed_midway_leaves_the_old_checkpoint_and_no_litter(tmp_path
     save_expert(expert, tmp_path)
     code = '''
 import os, signal, sys
-from lah_nb.mixture.experts import write_durably
+from lah_nb.mixture.packed import write_durably
 from pathlib import Path
 os.fsync = lambda fd: os.kill(os.getpid(), signal.SIGKILL)
 write_durably(Path(sys.argv[1]), b'half')'''

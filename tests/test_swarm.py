@@ -48,7 +48,7 @@ def test_a_peer_that_cannot_start_says_why():
 
 def test_experts_of_ones_own_from_a_file(tmp_path):
     path = tmp_path / 'mine.py'
-    path.write_text('import torch\nfrom lah_nb.mixture.experts import register_expert\n@register_expert("twice", example=lambda hidden_dim: torch.zeros(2, hidden_dim))\n'
+    path.write_text('import torch\nfrom lah_nb.mixture.classes import register_expert\n@register_expert("twice", example=lambda hidden_dim: torch.zeros(2, hidden_dim))\n'
                     'class Twice(torch.nn.Module):\n    def __init__(self, hidden_dim):\n        super().__init__()\n        self.w = torch.nn.Parameter(torch.tensor(2.))\n    def forward(self, x): return self.w * x\n')
     with Swarm.local(peers=1, experts='mine.[0:3]', expert_cls='twice', hidden_dim=8, expert_file=str(path)) as swarm:
         x = torch.randn(4, 8)

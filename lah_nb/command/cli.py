@@ -193,7 +193,7 @@ def _hosting(args, commands):
 
 def _learning(args):
     "What was said of how experts learn; None: nothing, and a checkpoint may say it"
-    from lah_nb.mixture.experts import Learning
+    from lah_nb.mixture.learning import Learning
     told = dict(warmup=args.warmup, total_steps=args.total_steps, final=args.final_rate, weight_decay=args.weight_decay,
                 follow=None if args.own_rate is None else False)
     told = {name: value for name, value in told.items() if value is not None}

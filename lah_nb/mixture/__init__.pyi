@@ -1,19 +1,13 @@
-from .experts import (
-    BadGradient as BadGradient,
-    Expert as Expert,
+from .uids import ExpertError as ExpertError, parse_uids as parse_uids, split_uid as split_uid
+from .classes import (
     expert_schema as expert_schema,
-    ExpertError as ExpertError,
     EXPERTS as EXPERTS,
-    Learning as Learning,
-    load_expert as load_expert,
-    OPTIMIZERS as OPTIMIZERS,
-    parse_uids as parse_uids,
     register_expert as register_expert,
-    remembered as remembered,
-    save_expert as save_expert,
     Schema as Schema,
-    split_uid as split_uid,
 )
+from .learning import Learning as Learning, OPTIMIZERS as OPTIMIZERS, remembered as remembered
+from .experts import BadGradient as BadGradient, Expert as Expert
+from .packed import load_expert as load_expert, save_expert as save_expert
 from .runtime import (
     Late as Late,
     Overloaded as Overloaded,

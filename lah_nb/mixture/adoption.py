@@ -13,8 +13,8 @@ from fastcore.basics import patch
 
 from ..errors import LahError
 from .copies import FOSTERED, GONE, HELD, HOSTED, MUTE, SILENT, Copies, ask_known, fetch_packed, rank
-from .packed import most_bytes, read_packed, unpack_expert
-from .experts import Expert, pack_expert
+from .packed import most_bytes, pack_expert, read_packed, unpack_expert
+from .experts import Expert
 from .replicas import Replicas
 from .roster import index_entries
 from .server import Server, taken_uids

@@ -17,8 +17,9 @@ from fastcore.basics import patch
 
 from ..errors import LahError
 from ..machine import free_memory
-from .experts import Expert, ExpertError, pack_expert, split_uid
-from .packed import About, most_bytes, read_about, read_packed, shortened
+from .experts import Expert
+from .uids import ExpertError, split_uid
+from .packed import About, most_bytes, pack_expert, read_about, read_packed, shortened
 from .server import Server, taken_uids
 from ..network.census import own_part, read_census
 from ..network.calls import CallTimeout, Network, Refused, Request

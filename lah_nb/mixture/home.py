@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from .packed import unpack_expert
 from .dmoe import DMoE
-from .experts import ExpertError, split_uid
+from .uids import ExpertError, split_uid
 from .gating import Balance, mix, mixing_weights, score_of, search, table_successors
 from .rows import RowsError, linear_dtype
 

@@ -17,8 +17,9 @@ from torch import Tensor
 
 from ..errors import LahError
 from .copies import HOSTED, PACE, Copies, ask_known, fetch_packed, rank
-from .experts import Expert, ExpertError, pack_expert
-from .packed import most_bytes, read_packed
+from .experts import Expert
+from .uids import ExpertError
+from .packed import most_bytes, pack_expert, read_packed
 from .server import taken_uids
 from ..network.calls import CallTimeout, Request, Unreachable
 from ..network.reading import REFETCH

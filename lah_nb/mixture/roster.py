@@ -20,7 +20,7 @@ from ..network.dht import DHT, read_addrs
 from ..network.events import note
 from ..errors import LahError
 from .repeats import Repeats
-from .experts import Schema
+from .classes import Schema
 from .gating import indices_of
 from ..network.calls import Network, Refused, Usual
 from ..network.host import SLOWEST_LINK

@@ -16,7 +16,8 @@ import torch, trio
 from fastcore.basics import patch
 
 from ..errors import LahError
-from .experts import Expert, ExpertError
+from .experts import Expert
+from .uids import ExpertError
 
 # %% ../../nbs/mixture/02_runtime.ipynb #00000006
 class Overloaded(LahError):

@@ -18,7 +18,10 @@ from torch import Tensor
 
 from ..network.dht import DHT
 from ..errors import LahError
-from .experts import Expert, ExpertError, Schema, load_expert, parse_uids, save_expert
+from .experts import Expert
+from .uids import ExpertError, parse_uids
+from .classes import Schema
+from .packed import load_expert, save_expert
 from ..network.calls import Network, Refused, Request
 from .picking import joined, pick, sum_rows
 from .roster import index_entries, is_adopted, read_leaf

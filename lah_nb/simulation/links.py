@@ -25,7 +25,7 @@ from ..machine import cores as cores_here
 from ..mixture import DMoE, roster
 from ..mixture.dispatch import spent_there
 from ..mixture.dmoe import Timeout
-from ..mixture.experts import Nop, register_expert
+from ..mixture.classes import Nop, register_expert
 from ..network import Weather
 from ..network.calls import Request
 from .lockstep import wait_for

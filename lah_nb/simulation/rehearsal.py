@@ -19,7 +19,9 @@ from ..errors import LahError
 from ..mixture import runtime
 from ..mixture.adoption import keep_alive
 from ..mixture.audit import Audits
-from ..mixture.experts import Expert, ExpertError, expert_schema, parse_uids
+from ..mixture.experts import Expert
+from ..mixture.uids import ExpertError, parse_uids
+from ..mixture.classes import expert_schema
 from ..mixture.roster import Roster
 from ..mixture.server import Server, claim
 from ..network.calls import MemoryHub

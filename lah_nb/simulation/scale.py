@@ -17,7 +17,7 @@ import torch, trio
 import lah_nb
 from ..machine import cores
 from ..errors import LahError
-from ..mixture.experts import Schema
+from ..mixture.classes import Schema
 from ..mixture.gating import Gate, beam_search
 from ..mixture.roster import Roster, index_entries, looks_ahead
 from ..network.census import level_of, part_key

@@ -19,9 +19,10 @@ from tqdm.auto import tqdm
 from ..errors import LahError
 from ..network.census import read_census
 from ..mixture.copies import ask_known, fetch_packed, read_holders
-from ..mixture.packed import read_about, read_packed
+from ..mixture.packed import expert_path, read_about, read_packed, write_durably
 from ..mixture.dmoe import DMoE
-from ..mixture.experts import EXPERTS, expert_path, parse_uids, write_durably
+from ..mixture.classes import EXPERTS
+from ..mixture.uids import parse_uids
 from ..mixture.server import taken_uids
 from ..network.spec import WireError
 from .children import SwarmError

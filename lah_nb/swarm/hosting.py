@@ -16,8 +16,10 @@ import msgpack, torch, trio
 from ..machine import free_memory
 from ..mixture.adoption import keep_alive
 from ..mixture.copies import COPIES
-from ..mixture.experts import (
-    BETAS, EXPERTS, Expert, ExpertError, Learning, check_device, expert_schema, load_expert_file, parse_uids, remembered, split_uid)
+from ..mixture.learning import BETAS, Learning, remembered
+from ..mixture.classes import EXPERTS, expert_schema, load_expert_file
+from ..mixture.experts import Expert, check_device
+from ..mixture.uids import ExpertError, parse_uids, split_uid
 from ..mixture.server import Server, claim, saved_uids
 from ..network.spec import WireError
 from ..network.wire import field

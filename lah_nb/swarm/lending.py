@@ -17,7 +17,10 @@ from platformdirs import user_data_dir
 from ..network.census import read_census
 from ..network.dht import DHT
 from ..errors import LahError
-from ..mixture.experts import EXPERTS, Expert, ExpertError, Learning, check_device, expert_schema, load_expert_file, parse_uids
+from ..mixture.classes import EXPERTS, expert_schema, load_expert_file
+from ..mixture.experts import Expert, check_device
+from ..mixture.uids import ExpertError, parse_uids
+from ..mixture.learning import Learning
 from .hosting import Grid, bytes_of, free_bytes, grid_entries, read_grids, told_grids
 from .joining import keep_told, peer_entries, read_peers, read_seeds
 from ..network.calls import CallError, KeyPair, Refused, load_identity, new_identity

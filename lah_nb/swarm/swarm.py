@@ -21,7 +21,8 @@ from ..network.dht import DHT
 from ..errors import LahError
 from ..machine import cores
 from ..mixture.copies import COPIES
-from ..mixture.experts import Learning, parse_uids
+from ..mixture.learning import Learning
+from ..mixture.uids import parse_uids
 from .hosting import Grid, read_grids
 from .joining import read_peers, read_seeds
 from .monitor import Monitor

@@ -423,7 +423,7 @@ def test_an_address_of_long_ago_does_not_stand_in_the_way():
     with Peer() as a, Peer(listen=()) as b:
         for port in range(9, 60): b.host.learn(a.peer_id, [f'/ip4/127.0.0.1/tcp/{port}'])
         b.connect(a.addrs[0])
-        assert len(b.host._where[a.peer_id]) < 30
+        assert len(b.host.where.known[a.peer_id]) < 30
 
 
 def test_a_computer_that_listens_everywhere_prints_loopback_last():

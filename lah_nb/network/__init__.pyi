@@ -52,7 +52,10 @@ from .key import (
     SwarmKey as SwarmKey,
     SwarmKeyError as SwarmKeyError,
 )
-from .host import Host as Host, Peer as Peer
+from .whereabouts import Whereabouts as Whereabouts
+from .dialling import Dialler as Dialler
+from .host import Host as Host
+from .peer import Peer as Peer
 from .reach import answer_dial_back as answer_dial_back, find_reach as find_reach, Places as Places
 from .records import (
     Lookup as Lookup,

@@ -47,7 +47,7 @@ def answer_dial_back(host: Host):
 
 def _seen_at(host: Host, peer_id: str, link=None) -> str | None:
     "The IP address from which a peer is connected; of one link, if it is given"
-    connections = host._connections(peer_id) if link is None else [link.stream.swarm_conn]
+    connections = host.dialler.connections(peer_id) if link is None else [link.stream.swarm_conn]
     for connection in connections:
         for addr in map(str, connection.get_transport_addresses()):
             if not split_circuit(addr) and addr.startswith('/ip'): return addr.split('/')[2]

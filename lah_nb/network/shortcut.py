@@ -15,7 +15,7 @@ from fastcore.basics import patch
 
 from ..errors import LahError
 from .calls import Request, envelope, open_answer
-from .link import Link, quietly
+from .link import Link
 from .spec import WireError
 from .wire import field, pack
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import trio
 
 from ..network.events import EventLog, MOST
-from ..network.host import start_owned, stop_owned
+from ..network.portal import start_owned, stop_owned
 from ..network.portal import PortalClosed
 
 # %% ../../nbs/swarm/06a_recorder.ipynb #00000006

@@ -66,6 +66,7 @@ from .records import (
 )
 from .contacts import Contacts as Contacts
 from .lookup import Finder as Finder
+from .glance import Glance as Glance
 from .weather import (
     Constant as Constant,
     Exponential as Exponential,

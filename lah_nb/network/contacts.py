@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['SHUN', 'SHUN_MOST', 'KNOWN', 'HINTS', 'SHUNNED', 'REMEMBERED', 'SOURCES', 'HINT_FOR', 'KNOWN_FOR', 'INVENTED', 'FAIR',
-           'FEW', 'NEIGHBOURS', 'NEARLY_ALL', 'UNSEEN', 'libp2p_id', 'Hint', 'Standing', 'keep_newest', 'Contacts']
+           'FEW', 'NEIGHBOURS', 'VERY_NEAREST', 'NEARLY_ALL', 'UNSEEN', 'libp2p_id', 'Hint', 'Standing', 'keep_newest',
+           'Contacts']
 
 # %% ../../nbs/network/09a_contacts.ipynb #00000003
 from collections.abc import Sequence
@@ -30,6 +31,7 @@ KNOWN_FOR = 600.        # seconds a contact outside the table is remembered, and
 INVENTED, FAIR = 6, 2   # names that came to nothing, and how many to one that was good, until a source is doubted
 FEW = 8                 # a table of so few does not let anyone go at the first failure
 NEIGHBOURS = 16         # by whose distance the number of peers is estimated
+VERY_NEAREST = 8        # of whom a newcomer to a large swarm knows before it knows any other
 NEARLY_ALL, UNSEEN = 72, 2.  # peers in a table that may hold nearly all there are; the estimate, to as many, that speaks against it
 
 @lru_cache(maxsize=100_000)
@@ -97,7 +99,7 @@ class Contacts:
     def nearly_all(self) -> bool:
         "Does the table hold nearly all peers of a small swarm, as far as one can tell?"
         if not ENOUGH <= (known := len(self.peers)) <= NEARLY_ALL: return False
-        return max(self._estimates()[min(known, FEW) - 1:]) <= UNSEEN * (known + 1)  # of a large one a newcomer knows the very nearest first
+        return max(self._estimates()[min(known, VERY_NEAREST) - 1:]) <= UNSEEN * (known + 1)
 
     def is_shunned(self, peer: str) -> bool: return self.shunned.get(peer, (0,))[0] > trio.current_time()
 

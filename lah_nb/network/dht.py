@@ -17,8 +17,8 @@ from fastcore.basics import patch
 from ..errors import LahError
 from .calls import Network, Request
 from .contacts import NEARLY_ALL
-from .lookup import LONGEST_CALL, WIDTH, read_addrs
-from .reading import COPIES, MAX_RECORDS, NEAR_FOR, Reader, check_keys
+from .lookup import COPIES, LONGEST_CALL, WIDTH, read_addrs
+from .reading import MAX_RECORDS, NEAR_FOR, Reader, check_keys
 from .records import MAX_TTL, TOLD, Record, nearest
 from .spec import WireError
 from .wire import field

@@ -23,7 +23,8 @@ from ..training.models import dense_ffn
 from ..training.recipes import PRESETS, RECIPES, Recipe
 from ..swarm.swarm import Swarm
 from ..training.tensorboard import TensorBoard
-from ..training.trainer import Trainer, call_stats
+from ..training.trainer import Trainer
+from ..training.layers import call_stats
 from ..views.figures import cost_of_event, report
 from ..views.recording import Recording
 from ..errors import LahError

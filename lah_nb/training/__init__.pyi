@@ -27,7 +27,9 @@ from .fitting import (
     Stopwatch as Stopwatch,
     TrainingError as TrainingError,
 )
-from .trainer import call_stats as call_stats, objective as objective, Trainer as Trainer
+from .layers import call_stats as call_stats
+from .scoring import objective as objective
+from .trainer import Trainer as Trainer
 from .recipes import Recipe as Recipe, RECIPES as RECIPES
 from .tensorboard import TensorBoard as TensorBoard
 from .sharing import Meeting as Meeting, Sharing as Sharing

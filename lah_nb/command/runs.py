@@ -25,8 +25,6 @@ from ..swarm.swarm import Swarm
 from ..training.tensorboard import TensorBoard
 from ..training.trainer import Trainer
 from ..training.layers import call_stats
-from ..views.figures import cost_of_event, report
-from ..views.recording import Recording
 from ..errors import LahError
 
 # %% ../../nbs/command/04_runs.ipynb #00000006
@@ -119,6 +117,8 @@ def _max_violation(served: Mapping[str, int], experts: int) -> float:
     return most / total * experts - 1
 
 def _report(path: str, trainer: Trainer, swarm: Swarm, result: dict, events: Sequence, grid: Grid) -> str:
+    from lah_nb.views.figures import report
+    from lah_nb.views.recording import Recording
     served, snapshot = call_stats(trainer.model)['served'], swarm.snapshot().to_dict()
     told = dict(result=result, history=trainer.history, spent=trainer.time_spent(), events=events)
     if result.get('record'): told['recording'] = Recording(result['record'])
@@ -159,6 +159,7 @@ class _Kill:
 
     def cost(self, trainer: Trainer) -> dict | None:
         if not self.events: return None
+        from lah_nb.views.figures import cost_of_event
         return {name: round(float(value), 2) for name, value in cost_of_event(trainer.history, self.step).items()}
 
 # %% ../../nbs/command/04_runs.ipynb #0000000a

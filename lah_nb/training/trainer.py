@@ -11,8 +11,8 @@ from collections.abc import Callable
 from contextlib import closing, nullcontext
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import pandas as pd
 import torch
 from fastcore.basics import patch
 from torch import nn
@@ -29,6 +29,9 @@ from .layers import call_stats, cut_off, expert_staleness, filling, remote_layer
 from .optim import cosine, muon
 from .scoring import Score, fly_tests, objective
 from .sharing import Sharing
+
+# %% ../../nbs/training/06_trainer.ipynb #000000aa
+if TYPE_CHECKING: import pandas
 
 # %% ../../nbs/training/06_trainer.ipynb #0000000e
 def _check_scheduler(optimizer: torch.optim.Optimizer, schedule):
@@ -108,7 +111,7 @@ class Trainer:
         return self.watch.seconds
 
     @property
-    def history(self) -> pd.DataFrame:  # `COLUMNS`, and what was evaluated
+    def history(self) -> 'pandas.DataFrame':  # `COLUMNS`, and what was evaluated
         "One row per step; `samples` and `*_calls` so far, `staleness` in steps"
         with self._lock: return self._history.frame
 
@@ -340,7 +343,7 @@ def fit(self: Trainer,
     seconds: float | None = None,
     eval_every: int | None = None,  # steps
     on_step: Callable[[dict], None] | None = None,  # gets the row of each step
-) -> pd.DataFrame:  # the whole history
+) -> 'pandas.DataFrame':  # the whole history
     "Train; interrupt at will, and call it again to go on"
     data = handed(data)
     if not _check_extent(steps=steps, epochs=epochs, seconds=seconds, eval_every=eval_every): return self.history

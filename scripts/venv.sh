@@ -16,7 +16,7 @@ if [ ! -x "$VENV/bin/pip" ]; then  # libp2p needs fastecdsa, which pip compiles
 fi
 . "$VENV/bin/activate"
 wanted=$(cat settings.ini setup.py pyproject.toml scripts/constraints.txt | cksum)
-if [ "$(cat "$VENV/.lah_nb$extra" 2>/dev/null)" != "$wanted" ]; then
-    pip install -q --disable-pip-version-check -c scripts/constraints.txt -e ".${extra:+[$extra]}"
+if [ "$(cat "$VENV/.lah_nb$extra" 2>/dev/null)" != "$wanted" ]; then  # 21,000 modules are not compiled: those that are imported will be
+    pip install -q --no-compile --disable-pip-version-check -c scripts/constraints.txt -e ".${extra:+[$extra]}"
     for done in "" ${extra//,/ } "$extra"; do echo "$wanted" > "$VENV/.lah_nb$done"; done
 fi

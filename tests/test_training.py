@@ -3,6 +3,7 @@ import contextlib, copy, heapq, math, os, random, signal, threading, time
 
 import pytest
 import torch
+from conftest import until
 from torch import nn
 
 from lah_nb.training import ImageData, TrainingError, in_flight
@@ -87,14 +88,20 @@ def test_interrupt_by_signal(images):
 
 @pytest.mark.slow
 def test_batches_that_do_not_come_home_are_left_and_done_again(images):
-    stuck = threading.Event()
-    layer = Layer(lambda n: stuck.wait(20) if n > 10 else None)
+    stuck, waiting, killed = threading.Event(), [], []
+    def act(n):
+        if n > 10:
+            waiting.append(n)
+            stuck.wait(20)
+    layer = Layer(act)
     trainer = Trainer(small(layer), drain=0.3, progress=False)
-    timer = threading.Timer(0.3, lambda: os.kill(os.getpid(), signal.SIGINT))
-    timer.start()
-    began = time.monotonic()
+    def interrupt():
+        until(lambda: trainer.step == 10 and len(waiting) == 4)
+        killed.append(time.monotonic())
+        os.kill(os.getpid(), signal.SIGINT)
+    threading.Thread(target=interrupt).start()
     with pytest.raises(KeyboardInterrupt): trainer.fit(images, steps=20)
-    assert time.monotonic() - began < 2 and trainer.step == 10 and len(running()) == 4
+    assert time.monotonic() - killed[0] < 2 and trainer.step == 10 and len(running()) == 4
     left, before = [t for t in threading.enumerate() if t.name.startswith(OURS)], copy.deepcopy(trainer.model.state_dict())
     layer.act = lambda n: None
     stuck.set()

@@ -8,14 +8,10 @@ __all__ = ['check_status', 'Snapshot']
 # %% ../../nbs/swarm/01_snapshot.ipynb #00000003
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 from fastcore.basics import patch
 
 from ..network.spec import WireError
-
-# %% ../../nbs/swarm/01_snapshot.ipynb #000000aa
-if TYPE_CHECKING: import networkx
 
 # %% ../../nbs/swarm/01_snapshot.ipynb #00000006
 def check_status(meta: dict) -> dict:
@@ -92,8 +88,8 @@ def to_dict(self: Snapshot) -> dict:
             'served': self.served, 'benched': self.benched}
 
 @patch(as_prop=True)
-def graph(self: Snapshot) -> 'networkx.Graph':
-    "Peers and experts as nodes (`kind`), who knows whom and who hosts what as edges"
+def graph(self: Snapshot):
+    "A `networkx.Graph`: peers and experts as nodes (`kind`), who knows whom and who hosts what as edges"
     import networkx
     g = networkx.Graph()
     for peer in self.peers:

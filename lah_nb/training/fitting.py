@@ -9,14 +9,10 @@ __all__ = ['COLUMNS', 'Ledger', 'Stopwatch', 'Plan', 'History', 'TrainingError',
 import threading, time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 from fastcore.basics import patch
 
 from ..errors import LahError
-
-# %% ../../nbs/training/05_fitting.ipynb #000000aa
-if TYPE_CHECKING: import pandas
 
 # %% ../../nbs/training/05_fitting.ipynb #00000006
 @dataclass
@@ -94,7 +90,8 @@ class History:
         return [(row['step'], row[f'test_{name}']) for row in list(self.rows) if f'test_{name}' in row]
 
     @property
-    def frame(self) -> 'pandas.DataFrame':
+    def frame(self):
+        "The rows as a `pandas.DataFrame`"
         import pandas  # a second, that no first step has to wait for
         return pandas.DataFrame(self.rows, columns=None if self.rows else COLUMNS)
 

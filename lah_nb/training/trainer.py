@@ -11,7 +11,6 @@ from collections.abc import Callable
 from contextlib import closing, nullcontext
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from fastcore.basics import patch
@@ -29,9 +28,6 @@ from .layers import call_stats, cut_off, expert_staleness, filling, remote_layer
 from .optim import cosine, muon
 from .scoring import Score, fly_tests, objective
 from .sharing import Sharing
-
-# %% ../../nbs/training/06_trainer.ipynb #000000aa
-if TYPE_CHECKING: import pandas
 
 # %% ../../nbs/training/06_trainer.ipynb #0000000e
 def _check_scheduler(optimizer: torch.optim.Optimizer, schedule):
@@ -111,8 +107,8 @@ class Trainer:
         return self.watch.seconds
 
     @property
-    def history(self) -> 'pandas.DataFrame':  # `COLUMNS`, and what was evaluated
-        "One row per step; `samples` and `*_calls` so far, `staleness` in steps"
+    def history(self):
+        "A `pandas.DataFrame` with one row per step: `COLUMNS`, and what was evaluated; `samples` and `*_calls` so far, `staleness` in steps"
         with self._lock: return self._history.frame
 
 # %% ../../nbs/training/06_trainer.ipynb #00000011
@@ -343,8 +339,8 @@ def fit(self: Trainer,
     seconds: float | None = None,
     eval_every: int | None = None,  # steps
     on_step: Callable[[dict], None] | None = None,  # gets the row of each step
-) -> 'pandas.DataFrame':  # the whole history
-    "Train; interrupt at will, and call it again to go on"
+):
+    "Train; interrupt at will, and call it again to go on; gives the whole `history`, a `pandas.DataFrame`"
     data = handed(data)
     if not _check_extent(steps=steps, epochs=epochs, seconds=seconds, eval_every=eval_every): return self.history
     with self.conductor:

@@ -10,7 +10,7 @@ from lah_nb.mixture.adoption import keep_alive
 from lah_nb.mixture.copies import Copies
 from lah_nb.mixture.experts import Expert
 from lah_nb.mixture.packed import pack_expert
-from lah_nb.mixture.replicas import MEET_WITHIN, SHUN, Replicas, distance
+from lah_nb.mixture.replicas import MEET_WITHIN, RESTED, SHUN, Replicas, distance
 from lah_nb.mixture.server import Server
 from lah_nb.network import DHT, MemoryHub
 from lah_nb.network.calls import Served
@@ -116,6 +116,32 @@ def test_a_silent_host_costs_the_other_nothing():
         b.network.silent = False
         await trio.sleep(60)
         assert apart(a, b) < 1e-6
+    story(main)
+
+
+def test_who_rests_meets_at_once():
+    async def main(hosts):
+        a, b = await hosts.add(), await hosts.add()
+        await trio.sleep(2 * MEET_WITHIN)
+        await hosts.teach(a, 0, 30)
+        await trio.sleep(RESTED + 1)
+        await hosts.teach(a, 0, 5)  # too few to meet for their sake
+        assert apart(a, b) > 0
+        await trio.sleep(RESTED + 1)
+        assert apart(a, b) < 1e-6
+    story(main)
+
+
+def test_who_asks_while_another_is_given_waits():
+    async def main(hosts):
+        a, b = await hosts.add(alive=False), await hosts.add(alive=False)
+        given = []
+        async def ask():
+            await b.network.call(a.network.peer_id, 'call.meet', {'uid': UID}, timeout=5.)
+            given.append(trio.current_time())
+        async with trio.open_nursery() as nursery:
+            for _ in range(3): nursery.start_soon(ask)
+        assert len(given) == 3 and given[0] < given[1] < given[2] < given[0] + 1
     story(main)
 
 

@@ -72,7 +72,7 @@ def _add_upkeep(p):
         '--total-steps', type=int, metavar='N',
         help='steps of an expert in which its rate falls along a cosine (default: it stays)')
     p.add_argument('--final-rate', type=options.share, metavar='R', help='what is left of the rate then (default: 0.1 of it)')
-    p.add_argument('--weight-decay', type=options.share, metavar='W', help='of the experts\' weights, as AdamW has it (default: 0)')
+    p.add_argument('--weight-decay', type=options.part, metavar='W', help='of the experts\' weights, as AdamW has it (default: 0)')
     p.add_argument(
         '--own-rate', action='store_true', default=None,
         help='let no trainer lower the learning rate by its own schedule (none can raise it)')

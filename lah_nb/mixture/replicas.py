@@ -78,10 +78,17 @@ class _Met:
     updates: int = 0  # with which it ended
     counts: dict[str, int] = dataclass_field(default_factory=dict)  # peer id -> updates of it that are in it, if others
     owed: bool = True  # somebody has not got the mean
+    seen: dict[str, int] = dataclass_field(default_factory=dict)  # peer id -> its updates at the last look
+    since: float = 0.  # when that last changed
 
     def steps(self, peer_id: str, updates: int) -> int:
         "What a host has taken since"
         return max(0, updates - self.counts.get(peer_id, self.updates))
+
+    def rested(self, counts: dict[str, int], now: float) -> float:
+        "Seconds for which no host has taken a step"
+        if counts != self.seen: self.seen, self.since = counts, now
+        return now - self.since
 
 @dataclass(frozen=True)
 class _Given:
@@ -99,7 +106,6 @@ class Replicas:
         self._others = {}       # uid -> ids of its other hosts
         self._met = {}          # uid -> _Met
         self._given = {}        # uid -> _Given
-        self._counts = {}       # uid -> (the updates of all hosts, since when)
         self._resting = {}      # a peer, or (uid, peer) -> until when it is left alone
         self._found_at = -FIND_EVERY
         self._giving, self._free_at = trio.Lock(), 0.  # one gives at a time; until then enough bytes were given
@@ -147,7 +153,6 @@ async def _find(self: Replicas, now: float):
     others = {uid: peers - {self.network.peer_id} for uid, peers in taken.items()}
     self._others = {uid: peers for uid, peers in others.items() if peers}
     self._met = {uid: self._met.get(uid) or _Met(now - MEET_WITHIN) for uid in self._others}
-    self._counts = {uid: counts for uid, counts in self._counts.items() if uid in self._others}
 
 @patch
 def _delay(self: Replicas, uid: str) -> float:
@@ -159,9 +164,7 @@ def _delay(self: Replicas, uid: str) -> float:
 def _is_due(self: Replicas, expert: Expert, hosts: dict[str, int]) -> bool:
     met, now, counts = self._met[expert.uid], trio.current_time(), {self.network.peer_id: expert.updates, **hosts}
     learnt = sum(met.steps(peer, n) for peer, n in counts.items())
-    before, since = self._counts.get(expert.uid, (None, now))
-    self._counts[expert.uid] = counts, since if counts == before else now
-    waited, rested = now - met.at >= MEET_WITHIN, now - self._counts[expert.uid][1] >= RESTED
+    waited, rested = now - met.at >= MEET_WITHIN, met.rested(counts, now) >= RESTED
     return learnt >= MEET_AFTER or learnt > 0 and (waited or rested) or waited and met.owed
 
 # %% ../../nbs/mixture/04b_replicas.ipynb #0000000c

@@ -14,8 +14,7 @@ from pathlib import Path
 import trio
 
 from ..network.events import EventLog, MOST
-from ..network.portal import start_owned, stop_owned
-from ..network.portal import PortalClosed
+from ..network.portal import PortalClosed, start_owned, stop_owned
 
 # %% ../../nbs/swarm/06a_recorder.ipynb #00000006
 class Sightings:

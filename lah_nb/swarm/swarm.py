@@ -30,9 +30,8 @@ from .recorder import recorded
 from ..network.calls import load_identity, peer_id_of
 from ..network.events import MOST
 from ..network.host import Host
-from ..network.portal import start_owned, stop_owned
+from ..network.portal import PortalClosed, close_portal, open_portal, start_owned, stop_owned
 from ..network.key import Members
-from ..network.portal import PortalClosed, close_portal, open_portal
 from ..network.reach import answer_dial_back
 from ..mixture.audit import Audits
 from ..mixture.roster import Roster

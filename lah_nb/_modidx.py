@@ -1193,6 +1193,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                      'lah_nb.network.link._Work': ('network/link.html#_work', 'lah_nb/network/link.py'),
                                      'lah_nb.network.link._buffered_read': ('network/link.html#_buffered_read', 'lah_nb/network/link.py'),
                                      'lah_nb.network.link._cancel_chunk': ('network/link.html#_cancel_chunk', 'lah_nb/network/link.py'),
+                                     'lah_nb.network.link.opened': ('network/link.html#opened', 'lah_nb/network/link.py'),
                                      'lah_nb.network.link.quietly': ('network/link.html#quietly', 'lah_nb/network/link.py'),
                                      'lah_nb.network.link.tune': ('network/link.html#tune', 'lah_nb/network/link.py')},
             'lah_nb.network.lookup': { 'lah_nb.network.lookup.Finder': ('network/lookup.html#finder', 'lah_nb/network/lookup.py'),

@@ -48,6 +48,31 @@ def other_process():
         process.stdout.close(), process.stdin.close()
 
 
+IMPORTS = '''
+import sys, threading
+from importlib.abc import MetaPathFinder
+class Note(MetaPathFinder):
+    def find_spec(self, name, path, target=None):
+        if name == 'torch': print(threading.current_thread().name, flush=True)
+sys.meta_path.insert(0, Note())
+'''
+
+
+def test_the_first_tensors_of_a_process_do_not_hold_it_up():
+    "torch takes seconds to import, and a peer that is silent for four is given up by who waits for it"
+    process = subprocess.Popen([sys.executable, '-c', IMPORTS + ECHO], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    try:
+        with Peer() as peer:
+            id = peer.connect(process.stdout.readline().strip())
+            meta, (y,) = peer.call(id, 'call.echo', {'n': 1}, [x := torch.randn(10)], timeout=60)
+            assert meta == {'n': 1} and torch.equal(x, y)
+            assert not process.stdout.readline().startswith('lah-')  # the thread of the event loop
+    finally:
+        process.kill()
+        process.wait()
+        process.stdout.close(), process.stdin.close()
+
+
 def test_from_threads_and_asyncio(pair):
     a, b = pair
     x = torch.randn(100)

@@ -30,12 +30,12 @@ from .addresses import ListenError, announced_addrs, check_free, listen_addr, ow
 from .calls import CallTimeout, PROTOCOLS, Served, Unreachable, envelope, new_identity, open_answer, peer_id_of, ping_methods
 from .dialling import CONNECT_TIMEOUT, Dialler, dial_nobody, reason
 from .key import SwarmKeyError, load_key, load_members
-from .link import Link, Traffic, quietly
+from .link import Link, Traffic, opened, quietly
 from .relay import Relay, accept_circuits
 from .shares import Limits
 from .shortcut import Shortcuts, Way
 from .whereabouts import MOST_KNOWN, Whereabouts
-from .wire import pack, unpack
+from .wire import pack
 
 # %% ../../nbs/network/07_host.ipynb #00000006
 _log = logging.getLogger('lah_nb')
@@ -326,7 +326,7 @@ async def call(
             link = await self._link(peer_id, method.partition('.')[0])
             header, body = await link.request(buffers, check)
         except ConnectionError as error: raise Unreachable(peer_id, method, str(error)) from None
-        return open_answer(peer_id, method, header.meta), unpack(header, body)[1]
+        return open_answer(peer_id, method, header.meta), (await opened(header, body))[1]
     raise CallTimeout(peer_id, method, f'no answer within {timeout:g} s')
 
 # %% ../../nbs/network/07_host.ipynb #0000002e

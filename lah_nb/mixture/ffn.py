@@ -30,7 +30,7 @@ def _through(
     into: tuple[Tensor, Tensor],  # of the norm's weight and bias
 ) -> Tensor:
     "The gradient of what went into `_normed`"
-    dh.masked_fill_(h == 0, 0.)
+    torch.ops.aten.threshold_backward.grad_input(dh, h, 0., grad_input=dh)  # ReLU's: a tenth of the time of a mask
     dz, weight, bias = torch.ops.aten.native_layer_norm_backward(
         dh, z, norm.normalized_shape, mean, rstd, norm.weight, norm.bias, [True, True, True])
     into[0].add_(weight)

@@ -17,7 +17,8 @@ from .uids import ExpertError
 # %% ../../nbs/mixture/00c_learning.ipynb #0000001f
 _MOMENTS = 'step', 'exp_avg', 'exp_avg_sq'
 OPTIMIZERS = {'adam': _MOMENTS, 'amsgrad': (*_MOMENTS, 'max_exp_avg_sq'), 'sgd': ()}  # name -> what it may have to remember
-_FUSED = dict(fused=True) if tuple(map(int, torch.__version__.split('.')[:2])) >= (2, 4) else {}
+# what `adam` of torch ends in, where it runs on CPUs; the way there costs more than an expert's step
+_fused = torch._fused_adam_ if tuple(map(int, torch.__version__.split('.')[:2])) >= (2, 4) else None
 
 BETAS = (0.0, 0.8)  # of Adam
 
@@ -35,13 +36,15 @@ def optimize(
 ):
     "One step of torch's SGD or Adam"
     if name == 'sgd': return flat.add_(grad, alpha=-lr)
-    common = dict(lr=lr, weight_decay=0.0, maximize=False, foreach=False, **_FUSED)
     for key in remembered(name, betas):
         if key not in moments: moments[key] = torch.zeros((), device=flat.device) if key == 'step' else torch.zeros_like(flat)
     # the mean that is not remembered is the gradient
     step, first, second, *largest = [[moments.get(key, grad)] for key in OPTIMIZERS[name]]
-    more = dict(amsgrad=name == 'amsgrad', beta1=betas[0], beta2=betas[1], eps=1e-8)
-    adam([flat], [grad], first, second, largest[0] if largest else [], step, **more, **common)
+    lists = [flat], [grad], first, second, largest[0] if largest else [], step
+    settings = dict(lr=lr, amsgrad=name == 'amsgrad', beta1=betas[0], beta2=betas[1], eps=1e-8, weight_decay=0., maximize=False)
+    if _fused is None: return adam(*lists, foreach=False, **settings)
+    step[0].add_(1)
+    _fused(*lists, **settings)
 
 # %% ../../nbs/mixture/00c_learning.ipynb #00000043
 @dataclass(frozen=True)

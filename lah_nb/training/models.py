@@ -48,7 +48,7 @@ def cutoffs(
     vocab_size: int,
 ) -> list[int]:  # increasing, below `vocab_size`
     "Where the head and the tails of an adaptive softmax end"
-    return [c for c in (2000, 10_000) if c < vocab_size / 2] or [vocab_size // 2]
+    return [c for c in (500, 2000, 8000, 18_000) if c < vocab_size * 0.6] or [vocab_size // 2]
 
 def zipf(
     vocab_size: int,  # words, numbered from the commonest
@@ -63,7 +63,7 @@ class TiedVocabulary(nn.AdaptiveLogSoftmaxWithLoss):
         dim: int,  # width of the model
         vocab_size: int,  # words, numbered from the commonest
         *,
-        div_value: float = 2.0,  # by which each tail's vectors are shorter than the one's before
+        div_value: float = 1.5,  # by which each tail's vectors are shorter than the one's before
     ):
         super().__init__(dim, vocab_size, cutoffs(vocab_size), div_value=div_value, head_bias=True)
         head, *tails = zipf(vocab_size).tensor_split(self.cutoffs[:-1])  # torch puts the size of the vocabulary last
@@ -103,8 +103,9 @@ class CausalAttention(nn.Module):
         nn.init.zeros_(self.out.weight)
 
     def forward(self, x):  # (batch, time, dim)
-        q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)  # (batch, heads, time, dim/heads) each
-        y = F.scaled_dot_product_attention(rotate(q), rotate(k), v, is_causal=True)
+        qkv = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)  # (3, batch, heads, time, dim/heads)
+        (q, k), v = rotate(qkv[:2]), qkv[2]
+        y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
         return self.out(y.transpose(1, 2).flatten(2))
 
 # %% ../../nbs/training/02_models.ipynb #00000012

@@ -15,8 +15,9 @@ if [ ! -x "$VENV/bin/pip" ]; then  # libp2p needs fastecdsa, which pip compiles
     $python -m venv "$VENV"
 fi
 . "$VENV/bin/activate"
+unset PYTHONDONTWRITEBYTECODE  # modules are compiled when they are first imported, and only then
 wanted=$(cat settings.ini setup.py pyproject.toml scripts/constraints.txt | cksum)
-if [ "$(cat "$VENV/.lah_nb$extra" 2>/dev/null)" != "$wanted" ]; then  # 21,000 modules are not compiled: those that are imported will be
+if [ "$(cat "$VENV/.lah_nb$extra" 2>/dev/null)" != "$wanted" ]; then  # 21,000 modules: most are never imported
     pip install -q --no-compile --disable-pip-version-check -c scripts/constraints.txt -e ".${extra:+[$extra]}"
     for done in "" ${extra//,/ } "$extra"; do echo "$wanted" > "$VENV/.lah_nb$done"; done
 fi

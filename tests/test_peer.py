@@ -1,6 +1,7 @@
 "Calls over real sockets: quick, bounded, calm with hostile and silent peers. Pitfalls of py-libp2p 0.8 each have a test."
 import asyncio, os, signal, socket, struct, subprocess, sys, threading, time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 
 import psutil, pytest, torch, trio
 from conftest import freeze, until
@@ -37,15 +38,21 @@ def pair():
         yield a, b
 
 
-@pytest.fixture
-def other_process():
-    "A peer in a process of its own, to be stopped and killed"
-    process = subprocess.Popen([sys.executable, '-c', ECHO], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+@contextmanager
+def running(code):
+    "A process of its own that runs this, and the first line that it prints"
+    process = subprocess.Popen([sys.executable, '-c', code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     try: yield process, process.stdout.readline().strip()
     finally:
         process.kill()
         process.wait()
         process.stdout.close(), process.stdin.close()
+
+
+@pytest.fixture
+def other_process():
+    "A peer in a process of its own, to be stopped and killed"
+    with running(ECHO) as about: yield about
 
 
 IMPORTS = '''
@@ -60,17 +67,11 @@ sys.meta_path.insert(0, Note())
 
 def test_the_first_tensors_of_a_process_do_not_hold_it_up():
     "torch takes seconds to import, and a peer that is silent for four is given up by who waits for it"
-    process = subprocess.Popen([sys.executable, '-c', IMPORTS + ECHO], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    try:
-        with Peer() as peer:
-            id = peer.connect(process.stdout.readline().strip())
-            meta, (y,) = peer.call(id, 'call.echo', {'n': 1}, [x := torch.randn(10)], timeout=60)
-            assert meta == {'n': 1} and torch.equal(x, y)
-            assert not process.stdout.readline().startswith('lah-')  # the thread of the event loop
-    finally:
-        process.kill()
-        process.wait()
-        process.stdout.close(), process.stdin.close()
+    with running(IMPORTS + ECHO) as (process, addr), Peer() as peer:
+        id = peer.connect(addr)
+        meta, (y,) = peer.call(id, 'call.echo', {'n': 1}, [x := torch.randn(10)], timeout=60)
+        assert meta == {'n': 1} and torch.equal(x, y)
+        assert not process.stdout.readline().startswith('lah-')  # the thread of the event loop
 
 
 def test_from_threads_and_asyncio(pair):

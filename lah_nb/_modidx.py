@@ -139,6 +139,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                'lah_nb/mixture/adoption.py'),
                                          'lah_nb.mixture.adoption.Adoption.__init__': ( 'mixture/adoption.html#adoption.__init__',
                                                                                         'lah_nb/mixture/adoption.py'),
+                                         'lah_nb.mixture.adoption.Adoption._ask': ( 'mixture/adoption.html#adoption._ask',
+                                                                                    'lah_nb/mixture/adoption.py'),
                                          'lah_nb.mixture.adoption.Adoption._catch_up': ( 'mixture/adoption.html#adoption._catch_up',
                                                                                          'lah_nb/mixture/adoption.py'),
                                          'lah_nb.mixture.adoption.Adoption._decide': ( 'mixture/adoption.html#adoption._decide',

@@ -61,6 +61,32 @@ def test_what_a_host_leaves_out_is_found_seconds_later():
     simulate(main)
 
 
+def test_only_what_is_to_be_kept_fresh_is_asked_for_again():
+    async def main():
+        async with MemoryHub(latency=0.02) as hub, trio.open_nursery() as nursery:
+            dhts = await announced(hub, nursery)
+            reader, asked = dhts[4], []
+            call = reader.network.call
+            async def counted(peer, method, meta, *args, **options):
+                asked.append((method, meta))
+                return await call(peer, method, meta, *args, **options)
+            reader.network.call = counted
+            async def times(seconds):
+                asked.clear()
+                await trio.sleep(seconds)
+                return sum(method == 'dht.find' and KEY in meta['keys'] for method, meta in asked)
+            async def now_and_then(): return {record.subkey for record in (await reader.get([KEY], max_age=10., keep_fresh=False))[KEY]}
+            assert len(await now_and_then()) == 12 and await times(9.) == 0
+            await dhts[7].withdraw([(KEY, '7')])
+            assert len(await now_and_then()) == 12  # as old as it may be
+            await trio.sleep(2.)
+            assert len(await now_and_then()) == 11 and await times(9.) == 0
+            await read(reader)
+            assert await times(9.) >= 6 and len(await now_and_then()) == 11
+            nursery.cancel_scope.cancel()
+    simulate(main)
+
+
 def test_what_may_be_wanted_next_and_is_not_there_is_not_looked_up():
     async def main():
         async with MemoryHub(latency=0.02) as hub, trio.open_nursery() as nursery:

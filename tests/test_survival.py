@@ -230,6 +230,19 @@ def test_a_holder_that_dies_is_missed_at_once():
     story(main)
 
 
+def test_hosts_at_rest_ask_little_of_one_another():
+    "Each watches over copies of the others' experts; with all lists kept fresh, and everybody asked every two seconds, that made twelve calls a second"
+    async def main(swarm):
+        hosts = [await swarm.host(*(f'ffn.{i}.{j}' for j in range(4))) for i in range(8)]
+        await trio.sleep(90)
+        assert all(len(each.copies.held) > 8 for each in hosts)
+        before = [each.network.calls for each in hosts]
+        await trio.sleep(60)
+        made = [(each.network.calls - n) / 60 for each, n in zip(hosts, before)]
+        assert 0.5 < max(made) < 6, made
+    story(main)
+
+
 def test_a_copy_in_half_the_bytes_is_a_checkpoint_too(tmp_path):
     "As `collect` writes it, where only a holder was left"
     learn(expert := quick('ffn.0'), 3)

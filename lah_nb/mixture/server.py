@@ -311,7 +311,7 @@ async def taken_uids(
 ) -> dict[str, set[str]]:  # uid -> peer ids of its hosts
     "Who hosts which of `uids`"
     prefixes = list(dict.fromkeys(f'experts/{uid.rpartition(".")[0]}' for uid in uids))
-    found, wanted = await dht.get(prefixes, max_age=max_age), set(uids)
+    found, wanted = await dht.get(prefixes, max_age=max_age, keep_fresh=False), set(uids)
     taken, newest = {}, {}
     for key, records in found.items():
         for record in records:

@@ -51,6 +51,7 @@ class _Cached:
     used: float
     fetched: float
     records: Records
+    wanted: float = -math.inf  # when it was last used by who wants it fresh
     at: dict = dataclass_field(default_factory=dict)  # holder -> its revision when it was asked last
 
 @patch
@@ -61,6 +62,7 @@ async def get(
     ahead: Iterable[str] = (),  # keys that may be asked for next: they are looked up too, and not waited for
     max_age: float = 2 * REFETCH,  # seconds; 0 asks the swarm
     timeout: float | None = None,  # seconds; None: as long as answers take here
+    keep_fresh: bool = True,  # they will be asked for often: fetch them again and again for a while
 ) -> dict[str, list[Record]]:
     "The living entries under each key; raises `Unanswered` rather than say that there are none when nobody knows"
     keys, now = list(dict.fromkeys(keys)), trio.current_time()
@@ -69,22 +71,23 @@ async def get(
         return cached is None or now - cached.fetched > max_age or not max_age
     stale, seconds = list(filter(is_stale, keys)), self.within() if timeout is None else timeout
     if stale: await self._fetch(stale, seconds, list(filter(is_stale, ahead)), max_age > 0)
-    living = self._living(keys)
+    living = self._living(keys, keep_fresh)
     if not any(living.values()) and not self.uncertain.isdisjoint(keys):
         with trio.move_on_at(now + seconds):
             while not self.peers:  # until one of the lost is found, or calls
                 with trio.move_on_after(0.5): await self.back.wait()
             await self._fetch(keys, seconds)
-        living = self._living(keys)
+        living = self._living(keys, keep_fresh)
         if not any(living.values()) and not self.uncertain.isdisjoint(keys): raise Unanswered(self, keys)
     return living
 
 @patch
-def _living(self: Reader, keys: list[str]) -> dict[str, list[Record]]:
+def _living(self: Reader, keys: list[str], keep_fresh: bool) -> dict[str, list[Record]]:
     now, living = trio.current_time(), {key: [] for key in keys}
     for key in keys:
         if (cached := self._cache.get(key)) is None: continue
         cached.used = now
+        if keep_fresh: cached.wanted = now
         living[key] = [record for record, _ in cached.records.get(key, now) if record.value is not None]
     return living
 
@@ -114,6 +117,7 @@ async def _fetch(self: Reader, keys: list[str], timeout: float | None, ahead: Se
 async def _fetch_new(self: Reader, keys: list[str], timeout: float | None, by_others: bool, ahead: Container[str] = ()):
     def keep(key, records):
         self._keep(key, records)
+        if key in ahead: self._cache[key].wanted = trio.current_time()
         self._fetching[key].set()
     try:
         far = await self._fetch_news(keys)
@@ -198,7 +202,7 @@ async def _refetch(self: Reader):
             self.uncertain.discard(key)
         for key, cached in self._cache.items(): cached.records.sweep(now)
         self.uncertain &= self._cache.keys() | self._fetching.keys()
-        due = [key for key, cached in self._cache.items() if now - cached.fetched > REFETCH - 1.]
+        due = [key for key, cached in self._cache.items() if now - cached.fetched > REFETCH - 1. and now - cached.wanted <= KEEP_FRESH]
         if due: await self._fetch(due, None)
 
 # %% ../../nbs/network/09d_reading.ipynb #00000014
@@ -282,6 +286,7 @@ async def _read_for(self: Reader, request: Request):
         # what was stored here meanwhile is newer than what was read
         for record, left in self.records.get(key, now): cached.records.put(record, left, now)
         # what is read for others is kept fresh only as long as they ask for it
-        cached.used = max(-math.inf if key in new else cached.used, now - KEEP_FRESH + 2 * REFETCH)
+        until = now - KEEP_FRESH + 2 * REFETCH
+        cached.used, cached.wanted = max(-math.inf if key in new else cached.used, until), max(cached.wanted, until)
         told[key] = [record.to_list(left) for record, left in cached.records.get(key, now, 0, TOLD)[:MAX_RECORDS]]
     return {'found': [told.get(key, []) for key in request.meta['keys']]}, ()

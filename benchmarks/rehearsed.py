@@ -3,25 +3,31 @@
     python benchmarks/rehearsed.py [--peers 4 16 32] [--steps 300] [--seed 0] [--json]
 
 First the costs are measured: CPU seconds of the trainer and of its peers for a batch, in calm weather, one batch in flight, and for one of four
-times as many rows. What calls take of these is measured with pings. Then each row is run in both worlds: seconds to look up a key that was not
+times as many rows. What calls take of these is told by peers at rest, who do little else. Then each row is run in both worlds: seconds to look up a key that was not
 asked for lately, and to choose the best 4 experts of 64 rows for the first time (both at a constant 100 ms each way); samples a second, staleness
 in steps and seconds of a dispatch forward in the weather that is told; and the ratio of the rehearsal's to the real one's. Run it where nothing
 else runs: what takes a core from the real swarm takes none from the rehearsal.
 """
 import argparse
+import datetime
 import json
+import platform
 import statistics
 import time
 from functools import partial
 
 import psutil
 import torch
+import trio
 
+import lah_nb
 from lah_nb import Classifier, DMoE, Swarm, Trainer, Weather, load_digits
+from lah_nb.mixture.copies import COPIES
 from lah_nb.network.weather import Constant
 from lah_nb.simulation import Costs, rehearse
 
 GRID, PATTERN, K, ROWS_OF_A_BATCH = (8, 8), 'ffn.[0:8].[0:8]', 4, 32
+AT_REST = 20.  # seconds, of which the first are not measured: a new peer warms up
 ROWS = [(4, 100, 0.), (8, 200, 0.1), (16, 500, 0.1), (16, 100, 0.), (64, 200, 0.)]  # in flight, mean delay in ms, share of lost calls
 
 
@@ -37,6 +43,9 @@ def train(swarm, steps: int, in_flight: int, weather: Weather, rows: int = ROWS_
                 dispatch_s=totals['forward_seconds'] / totals['dispatches'], calls=totals['calls'] / steps, experts=statistics.mean(experts))
 
 
+def rest(swarm, seconds: float): swarm.portal.run(trio.sleep, seconds)  # on either clock
+
+
 def look_up(swarm) -> dict:
     "Seconds, at a constant delay"
     clock = swarm.roster.clock
@@ -45,6 +54,7 @@ def look_up(swarm) -> dict:
         swarm.portal.run(partial(swarm.dht.get, [key], max_age=0.))
         return clock() - began
     layer = DMoE(swarm, 64, grid=GRID, k=K).eval()
+    rest(swarm, AT_REST)
     with Weather(delay=Constant(0.1)).over(swarm), torch.no_grad():
         layer(torch.randn(64, 64))
         return dict(select_s=layer.stats.totals()['choose_seconds'], lookup_s=statistics.median(timed(f'experts/ffn.{i % GRID[0]}') for i in range(9)))
@@ -53,20 +63,29 @@ def look_up(swarm) -> dict:
 def job(swarm, steps: int, in_flight: int, weather: Weather) -> dict: return look_up(swarm) | train(swarm, steps, in_flight, weather)
 
 
+def calls_at_rest(swarm) -> float:
+    "That peers make in a second"
+    made = lambda: sum(peer.network.calls for peer in swarm.peers)
+    swarm.sleep(AT_REST)
+    before = made()
+    swarm.sleep(AT_REST)
+    return (made() - before) / AT_REST
+
+
 def cpu(processes) -> float: return sum(sum(p.cpu_times()[:2]) for p in processes)
 
 
 def measured_costs(peers: int, steps: int = 100) -> Costs:
     "What a batch takes here, of the trainer and of its peers, by its rows"
+    made = rehearse(calls_at_rest, peers=peers, experts=PATTERN, copies=COPIES)
     with Swarm.local(peers, PATTERN, hidden_dim=64) as swarm:
-        train(swarm, 20, 1, Weather())
         hosts, here = [psutil.Process(peer.pid) for peer in swarm.peers], [psutil.Process()]
+        time.sleep(AT_REST)
         idle, began = cpu(hosts), time.monotonic()
-        time.sleep(3.)
+        time.sleep(AT_REST)
         idle = (cpu(hosts) - idle) / (time.monotonic() - began)
-        pings, before = 300, (cpu(hosts), cpu(here))
-        for _ in range(pings): swarm.portal.run(swarm.network.ping, swarm.peers[0].peer_id)
-        call = min(cpu(hosts) - before[0], cpu(here) - before[1]) / pings
+        call = idle / made / 2  # at either end, and both are peers
+        train(swarm, 20, 1, Weather())
         theirs, ours, experts = {}, {}, {}
         for rows in ROWS_OF_A_BATCH, 4 * ROWS_OF_A_BATCH:
             before, began = (cpu(hosts), cpu(here)), time.monotonic()
@@ -85,6 +104,7 @@ def measured_costs(peers: int, steps: int = 100) -> Costs:
 def main():
     parse = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parse.add_argument('--peers', type=int, nargs='+', default=[4, 16, 32])
+    parse.add_argument('--rows', type=int, nargs='+', default=range(len(ROWS)), help='which of the rows')
     parse.add_argument('--steps', type=int, default=300)
     parse.add_argument('--seed', type=int, default=0)
     parse.add_argument('--json', action='store_true')
@@ -93,16 +113,16 @@ def main():
     for peers in args.peers:
         costs = measured_costs(peers)
         if not args.json: print(f'{peers} peers: {costs}')
-        for in_flight, delay, drop in ROWS:
+        for in_flight, delay, drop in [ROWS[i] for i in args.rows]:
             weather = Weather(delay=delay / 1000, drop=drop, seed=args.seed)
             with Swarm.local(peers, PATTERN, hidden_dim=64) as swarm: real = job(swarm, args.steps, in_flight, weather)
-            made = rehearse(lambda swarm: job(swarm, args.steps, in_flight, weather), peers=peers, experts=PATTERN, costs=costs,
+            made = rehearse(lambda swarm: job(swarm, args.steps, in_flight, weather), peers=peers, experts=PATTERN, copies=COPIES, costs=costs,
                             cores=psutil.cpu_count(), seed=args.seed)
-            row = dict(peers=peers, in_flight=in_flight, delay_ms=delay, drop=drop)
+            row = dict(date=f'{datetime.date.today()}', version=lah_nb.__version__, machine=f'{platform.machine()}, {psutil.cpu_count()} cores', peers=peers, in_flight=in_flight, delay_ms=delay, drop=drop)
             for name in 'lookup_s', 'select_s', 'dispatch_s', 'samples_per_s', 'staleness':
                 row |= {name: round(real[name], 3), f'{name}_rehearsed': round(made[name], 3)}
                 if real[name]: row[f'{name}_ratio'] = round(made[name] / real[name], 3)
-            print(json.dumps(row) if args.json else '   '.join(f'{name} {value:g}' for name, value in row.items()), flush=True)
+            print(json.dumps(row) if args.json else '   '.join(f'{name} {value}' for name, value in row.items()), flush=True)
 
 
 if __name__ == '__main__': main()

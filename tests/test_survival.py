@@ -230,6 +230,25 @@ def test_a_holder_that_dies_is_missed_at_once():
     story(main)
 
 
+def test_a_copy_that_comes_while_hosts_are_looked_up_waits_for_the_next_look():
+    async def main(swarm):
+        hosts = [await swarm.host(f'ffn.{i}') for i in range(4)]
+        await trio.sleep(30)
+        each = hosts[0]
+        uid, copy = each.copies.held.popitem()
+        get = each.dht.get
+        async def late(*args, **options):
+            found = await get(*args, **options)
+            each.copies.held[uid] = copy
+            return found
+        each.dht.get = late
+        await each.look()
+        assert uid in each.copies.held
+        await trio.sleep(30)  # its own looks went on
+        assert each.network.peer_id in swarm.hub.peers and uid in each.copies.held
+    story(main)
+
+
 def test_hosts_at_rest_ask_little_of_one_another():
     "Each watches over copies of the others' experts; with all lists kept fresh, and everybody asked every two seconds, that made twelve calls a second"
     async def main(swarm):

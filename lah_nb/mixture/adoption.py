@@ -65,7 +65,7 @@ async def look(self: Adoption):
     watched = [*held, *self.server.fostered]
     taken = await taken_uids(self.dht, watched, max_age=LISTED)
     hosts = {uid: taken.get(uid, set()) - {self.network.peer_id} for uid in watched}
-    for uid, copy in held.items(): hosts[uid].add(copy.author)
+    for uid in hosts.keys() & held.keys(): hosts[uid].add(held[uid].author)  # while it waited, copies may have come and gone
     plan = {}
     for uid, peers in hosts.items():
         for peer in sorted(peers): plan.setdefault(peer, []).append(uid)
@@ -138,7 +138,8 @@ async def _decide(self: Adoption, uids: list[str]):
     for uid in uids:
         for peer in rank(uid, lives)[:2 * self.copies.copies + 2]: plan.setdefault(peer, []).append(uid)
     answers, new = await ask_known(self.network, plan, timeout=self.copies.within), []
-    for uid in [uid for uid in uids if uid in held]:
+    for uid in uids:
+        if uid not in held: continue  # another has handed it over meanwhile
         known = {peer: answer[uid] for peer, answer in answers.items() if type(answer) is dict and uid in answer}
         known[me] = HELD, held[uid].about.updates, self.copies.affords(len(held[uid].data))
         who, newest = adopter(uid, known)

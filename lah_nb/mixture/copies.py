@@ -181,8 +181,8 @@ async def _give(self: Copies, request: Request):
     if uid in self.server.experts and not weights:
         self.given[uid, request.peer_id] = read_about(data).updates
         if len(self.given) > MOST_COPIES: del self.given[next(iter(self.given))]
-    age = 0. if uid in self.server.experts else trio.current_time() - self.held[uid].at
-    return {'age': age}, [torch.frombuffer(bytearray(data), dtype=torch.uint8)]
+    copy = None if uid in self.server.experts else self.held.get(uid)
+    return {'age': trio.current_time() - copy.at if copy else 0.}, [torch.frombuffer(bytearray(data), dtype=torch.uint8)]
 
 @patch
 async def packed(

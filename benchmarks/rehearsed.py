@@ -3,15 +3,14 @@
     python benchmarks/rehearsed.py [--peers 4 16 32] [--steps 300] [--seed 0] [--json]
 
 First the costs are measured: CPU seconds of the trainer and of its peers for a batch, in calm weather, one batch in flight, and for one of four
-times as many rows. What calls take of these is told by peers at rest, who do little else. Then each row is run in both worlds: seconds to look up a key that was not
-asked for lately, and to choose the best 4 experts of 64 rows for the first time (both at a constant 100 ms each way); samples a second, staleness
+times as many rows. What calls take of these is told by peers at rest, who do little else. Then each row is run in both worlds: seconds to look up a
+key that was not asked for lately, and to choose the best 4 experts of 64 rows for the first time (both at a constant 100 ms each way); samples a second, staleness
 in steps and seconds of a dispatch forward in the weather that is told; and the ratio of the rehearsal's to the real one's. Run it where nothing
 else runs: what takes a core from the real swarm takes none from the rehearsal.
 """
 import argparse
 import datetime
 import json
-import platform
 import statistics
 import time
 from functools import partial
@@ -20,8 +19,8 @@ import psutil
 import torch
 import trio
 
-import lah_nb
 from lah_nb import Classifier, DMoE, Swarm, Trainer, Weather, load_digits
+from lah_nb.machine import cores, made_by
 from lah_nb.mixture.copies import COPIES
 from lah_nb.network.weather import Constant
 from lah_nb.simulation import Costs, rehearse
@@ -43,7 +42,7 @@ def train(swarm, steps: int, in_flight: int, weather: Weather, rows: int = ROWS_
                 dispatch_s=totals['forward_seconds'] / totals['dispatches'], calls=totals['calls'] / steps, experts=statistics.mean(experts))
 
 
-def rest(swarm, seconds: float): swarm.portal.run(trio.sleep, seconds)  # on either clock
+def rest(swarm): swarm.portal.run(trio.sleep, AT_REST)  # on either clock
 
 
 def look_up(swarm) -> dict:
@@ -54,7 +53,7 @@ def look_up(swarm) -> dict:
         swarm.portal.run(partial(swarm.dht.get, [key], max_age=0.))
         return clock() - began
     layer = DMoE(swarm, 64, grid=GRID, k=K).eval()
-    rest(swarm, AT_REST)
+    rest(swarm)
     with Weather(delay=Constant(0.1)).over(swarm), torch.no_grad():
         layer(torch.randn(64, 64))
         return dict(select_s=layer.stats.totals()['choose_seconds'], lookup_s=statistics.median(timed(f'experts/ffn.{i % GRID[0]}') for i in range(9)))
@@ -66,9 +65,9 @@ def job(swarm, steps: int, in_flight: int, weather: Weather) -> dict: return loo
 def calls_at_rest(swarm) -> float:
     "That peers make in a second"
     made = lambda: sum(peer.network.calls for peer in swarm.peers)
-    swarm.sleep(AT_REST)
+    rest(swarm)
     before = made()
-    swarm.sleep(AT_REST)
+    rest(swarm)
     return (made() - before) / AT_REST
 
 
@@ -80,9 +79,9 @@ def measured_costs(peers: int, steps: int = 100) -> Costs:
     made = rehearse(calls_at_rest, peers=peers, experts=PATTERN, copies=COPIES)
     with Swarm.local(peers, PATTERN, hidden_dim=64) as swarm:
         hosts, here = [psutil.Process(peer.pid) for peer in swarm.peers], [psutil.Process()]
-        time.sleep(AT_REST)
+        rest(swarm)
         idle, began = cpu(hosts), time.monotonic()
-        time.sleep(AT_REST)
+        rest(swarm)
         idle = (cpu(hosts) - idle) / (time.monotonic() - began)
         call = idle / made / 2  # at either end, and both are peers
         train(swarm, 20, 1, Weather())
@@ -117,8 +116,8 @@ def main():
             weather = Weather(delay=delay / 1000, drop=drop, seed=args.seed)
             with Swarm.local(peers, PATTERN, hidden_dim=64) as swarm: real = job(swarm, args.steps, in_flight, weather)
             made = rehearse(lambda swarm: job(swarm, args.steps, in_flight, weather), peers=peers, experts=PATTERN, copies=COPIES, costs=costs,
-                            cores=psutil.cpu_count(), seed=args.seed)
-            row = dict(date=f'{datetime.date.today()}', version=lah_nb.__version__, machine=f'{platform.machine()}, {psutil.cpu_count()} cores', peers=peers, in_flight=in_flight, delay_ms=delay, drop=drop)
+                            cores=cores(), seed=args.seed)
+            row = dict(date=f'{datetime.date.today()}', **made_by(), peers=peers, in_flight=in_flight, delay_ms=delay, drop=drop)
             for name in 'lookup_s', 'select_s', 'dispatch_s', 'samples_per_s', 'staleness':
                 row |= {name: round(real[name], 3), f'{name}_rehearsed': round(made[name], 3)}
                 if real[name]: row[f'{name}_ratio'] = round(made[name] / real[name], 3)

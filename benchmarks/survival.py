@@ -43,7 +43,7 @@ def stall(moments: list[float], at: float) -> dict[str, float]:
     "What the steps at `moments` say of the seconds from `at` on, beside those before"
     first, last = max(at - WINDOW, moments[0]), min(at + WINDOW, moments[-1])
     before, after = (sum(a < moment <= b for moment in moments) for a, b in ((first, at), (at, last)))
-    during = [at] + [moment for moment in moments if at < moment <= last]
+    during = [at, *(moment for moment in moments if at < moment <= last), last]
     gaps = [b - a for a, b in zip(during, during[1:])]
     return dict(longest_gap_s=round(max(gaps), 2), stall_s=round(last - at - after / before * (at - first), 2))
 
@@ -52,17 +52,15 @@ def run(case: str, peers: int, lost: int, steps: int, seed: int, data) -> dict:
     torch.manual_seed(seed)
     with Swarm.local(peers=peers, experts='ffn.[0:8].[0:8]', hidden_dim=64) as swarm:
         model = Classifier([DMoE(swarm, 64, grid=(8, 8), k=4)], data.features, 64, data.classes)
-        trainer, found, at = Trainer(model, batch_size=32, seed=seed, progress=False), {}, []
+        trainer, found = Trainer(model, batch_size=32, seed=seed, progress=False), {}
         victims = random.Random(seed).sample(list(swarm.peers), lost)
         helper = threading.Thread(target=lose, args=(case, swarm, victims, found), daemon=True)
         def on_step(row):
-            if row['step'] != steps // 2: return
-            at.append(row['seconds'])
-            if case != 'calm': helper.start()
+            if case != 'calm' and row['step'] == steps // 2: helper.start()
         history = trainer.fit(data, steps=steps, on_step=on_step)
         if helper.ident: helper.join()
         return dict(case=case, seed=seed, peers=peers, lost=0 if case == 'calm' else 1 if case == 'stopped' else lost, steps=len(history),
-                    accuracy=round(trainer.evaluate(data)['accuracy'], 4), **stall(history.seconds.tolist(), at[0]),
+                    accuracy=round(trainer.evaluate(data)['accuracy'], 4), **stall(history.seconds.tolist(), history.seconds.iloc[steps // 2 - 1]),
                     samples_per_s=round(trainer.samples / trainer.seconds), failed_calls=int(history.failed_calls.iloc[-1]), **found)
 
 

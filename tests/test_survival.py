@@ -249,6 +249,23 @@ def test_a_copy_that_comes_while_hosts_are_looked_up_waits_for_the_next_look():
     story(main)
 
 
+def test_who_is_about_to_host_an_expert_is_asked_again_at_the_next_look():
+    "It has announced it, and does not serve it yet: that answer is not believed for long"
+    async def main(swarm):
+        hosts = [await swarm.host(f'ffn.{i}') for i in range(4)]
+        await trio.sleep(40)
+        each, other = hosts[:2]
+        uid = next(iter(other.server.experts))
+        expert = other.server.experts.pop(uid)
+        each._answers.clear()
+        await each.look()
+        assert uid in each._orphans
+        other.server.experts[uid] = expert
+        await each.look()
+        assert uid not in each._orphans
+    story(main)
+
+
 def test_hosts_at_rest_ask_little_of_one_another():
     "Each watches over copies of the others' experts; with all lists kept fresh, and everybody asked every two seconds, that made twelve calls a second"
     async def main(swarm):

@@ -42,7 +42,7 @@ class Adoption:
         self.adopted = self.handed = 0  # experts so far
         self.brought = {}       # uid -> updates with which it came
         self._heard = {}        # peer -> when it last answered
-        self._told = {}         # peer -> (its last answer, what it was asked about, when)
+        self._answers = {}      # peer -> the last one, or why none came
         self._orphans = {}      # uid -> since when it has no host
         self._unwanted = {}     # uid -> since when
         copies.catch_up = self._catch_up
@@ -79,26 +79,25 @@ async def look(self: Adoption):
     due = [uid for uid, since in orphans.items() if now - since >= patience]
     if due and self.server.hands_over and not self.copies.leaving:
         taken = await taken_uids(self.dht, due, max_age=REFETCH)
-        known = {uid: {*hosts[uid], self.network.peer_id} for uid in due}
-        await self._decide([uid for uid in due if taken.get(uid, set()) <= known[uid]])  # who has just announced it is asked at the next look
+        new = {uid for uid in due if taken.get(uid, set()) - hosts[uid] - {self.network.peer_id}}  # who has just announced it is asked at the next look
+        await self._decide([uid for uid in due if uid not in new])
     for uid in list(self.server.fostered): await self._settle(uid, {p: answers[p].get(uid) for p in hosts.get(uid, ()) if type(answers[p]) is dict})
 
 @patch
 async def _ask(self: Adoption, plan: dict[str, list[str]]) -> dict[str, dict | str]:  # as `ask_known`
-    "What hosts say, or said a moment ago; those of what this peer has adopted are always asked"
-    now, connected, believed = trio.current_time(), set(self.network.connected()), {}
-    for peer, uids in plan.items():
-        answer, about, at = self._told.get(peer, (SILENT, (), 0.))
-        if peer in connected and type(answer) is dict and now - at < BELIEVED and about >= set(uids) and self.server.fostered.isdisjoint(uids):
-            believed[peer] = answer
-    asked = {peer: uids for peer, uids in plan.items() if peer not in believed}
+    "What hosts say; who said a moment ago that it hosts them all is believed, but for what this peer has adopted"
+    now, connected = trio.current_time(), set(self.network.connected())
+    def is_believed(peer, uids):
+        answer = self._answers.get(peer)
+        if type(answer) is not dict or peer not in connected or now - self._heard[peer] >= BELIEVED: return False
+        return self.server.fostered.isdisjoint(uids) and all(self._hosts(peer, uid, answer, {}) for uid in uids)
+    asked = {peer: uids for peer, uids in plan.items() if not is_believed(peer, uids)}
     answers, now = await ask_known(self.network, asked, timeout=self.copies.within), trio.current_time()
-    self._told = {peer: told for peer, told in self._told.items() if peer in believed}
+    self._answers = {peer: self._answers[peer] for peer in plan if peer not in asked} | answers
     for peer, answer in answers.items():
-        self._told[peer] = answer, set(asked[peer]), now
         if answer not in (GONE, SILENT) or peer not in self._heard: self._heard[peer] = now
     self._heard = {peer: at for peer, at in self._heard.items() if peer in plan}
-    return believed | answers
+    return self._answers
 
 @patch
 def _hosts(self: Adoption, peer: str, uid: str, answer: dict | str, taken: dict) -> bool:

@@ -286,7 +286,7 @@ async def _read_for(self: Reader, request: Request):
         # what was stored here meanwhile is newer than what was read
         for record, left in self.records.get(key, now): cached.records.put(record, left, now)
         # what is read for others is kept fresh only as long as they ask for it
-        until = now - KEEP_FRESH + 2 * REFETCH
-        cached.used, cached.wanted = max(-math.inf if key in new else cached.used, until), max(cached.wanted, until)
+        as_if = now - KEEP_FRESH + 2 * REFETCH  # used then
+        cached.used, cached.wanted = max(-math.inf if key in new else cached.used, as_if), max(cached.wanted, as_if)
         told[key] = [record.to_list(left) for record, left in cached.records.get(key, now, 0, TOLD)[:MAX_RECORDS]]
     return {'found': [told.get(key, []) for key in request.meta['keys']]}, ()

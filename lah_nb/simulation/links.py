@@ -9,7 +9,7 @@ __all__ = ['WIDTH', 'VECTORS', 'NARROW', 'THIN', 'OPERATIONS', 'START', 'HANDLIN
            'busy']
 
 # %% ../../nbs/simulation/09_links.ipynb #00000003
-import itertools, platform, random, time
+import itertools, random, time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,9 +19,8 @@ from typing import NamedTuple
 import torch, trio
 from torch import Tensor
 
-import lah_nb
 from ..errors import LahError
-from ..machine import cores as cores_here
+from ..machine import made_by
 from ..mixture import DMoE, roster
 from ..mixture.dispatch import spent_there
 from ..mixture.dmoe import Timeout
@@ -255,8 +254,7 @@ def compare_links(
     fn = partial(_compare, block=kind, codec=codec, each=in_flight, parts=PARTS[block], far=far, weather=Weather(**speeds))
     found = rehearse(fn, peers=peers, experts=EXPERTS, expert_cls=kind.expert_cls, hidden_dim=WIDTH // NARROW, latency=far, costs=kind.costs, seed=seed)
     found = {name: round(value, 4) if isinstance(value, float) else value for name, value in found.items()}
-    about = {'version': lah_nb.__version__, 'python': platform.python_version(), 'machine': f'{platform.machine()}, {cores_here()} cores'}
-    return settings | {'rows': kind.real_rows} | found | {'took': round(time.perf_counter() - began, 1)} | about
+    return settings | {'rows': kind.real_rows} | found | {'took': round(time.perf_counter() - began, 1)} | made_by()
 
 # %% ../../nbs/simulation/09_links.ipynb #00000018
 def _watch(network, home: int, computer: dict[str, int], steps: list[Step], own: bool):

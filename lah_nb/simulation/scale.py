@@ -7,15 +7,14 @@ __all__ = ['GRID', 'WIDE', 'ROWS', 'K', 'CLIENTS', 'ANNOUNCED', 'REST_FROM', 'FE
            'uid_of', 'entries_of', 'know_holders', 'choose', 'select', 'simulate']
 
 # %% ../../nbs/simulation/02_scale.ipynb #00000003
-import gc, platform, random, resource, time
+import gc, random, resource, time
 from bisect import bisect_left
 from functools import partial
 from statistics import mean
 
 import torch, trio
 
-import lah_nb
-from ..machine import cores
+from ..machine import made_by
 from ..errors import LahError
 from ..mixture.classes import Schema
 from ..mixture.gating import Gate, beam_search
@@ -188,8 +187,4 @@ def simulate(
     told = {name: round(value, 4) for name, value in told.items()}
     spent = {'seconds': time.perf_counter() - began, 'cpu_seconds': time.process_time() - cpu}
     spent = {name: round(value, 1) for name, value in spent.items()} | {'memory_mib': round(memory)}
-    return {'peers': peers, **spent, **told, 'dead': dead, 'seed': seed, **_about()}
-
-def _about() -> dict[str, str]:
-    "By what a result was made"
-    return {'version': lah_nb.__version__, 'python': platform.python_version(), 'machine': f'{platform.machine()}, {cores()} cores'}
+    return {'peers': peers, **spent, **told, 'dead': dead, 'seed': seed, **made_by()}

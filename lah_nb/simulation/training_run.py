@@ -6,13 +6,12 @@
 __all__ = ['RETURN', 'DATA', 'Churn', 'Losses', 'Watch', 'train_rehearsed']
 
 # %% ../../nbs/simulation/07_training_run.ipynb #00000003
-import math, platform, random, statistics, time
+import math, random, statistics, time
 from collections.abc import Mapping
 from dataclasses import replace
 
-import lah_nb
 from ..errors import LahError
-from ..machine import cores as cores_here
+from ..machine import made_by
 from ..mixture import DMoE
 from ..mixture.copies import COPIES, COPY_AFTER, COPY_WITHIN
 from ..network import Weather
@@ -133,5 +132,4 @@ def train_rehearsed(
         run, peers=peers, experts=f'ffn.[0:{layers}].[0:{grid[0]}].[0:{grid[1]}]', hidden_dim=hidden_dim, copies=copies,
         costs=costs, seed=seed)
     found = {name: round(value, 4) if isinstance(value, float) else value for name, value in found.items()}
-    about = {'version': lah_nb.__version__, 'python': platform.python_version(), 'machine': f'{platform.machine()}, {cores_here()} cores'}
-    return options | found | {'took': round(time.perf_counter() - began, 1)} | about
+    return options | found | {'took': round(time.perf_counter() - began, 1)} | made_by()

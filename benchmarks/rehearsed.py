@@ -20,10 +20,11 @@ import torch
 import trio
 
 from lah_nb import Classifier, DMoE, Swarm, Trainer, Weather, load_digits
-from lah_nb.machine import cores, made_by
+from lah_nb.machine import cores
 from lah_nb.mixture.copies import COPIES
 from lah_nb.network.weather import Constant
 from lah_nb.simulation import Costs, rehearse
+from lah_nb.simulation.world import made_by
 
 GRID, PATTERN, K, ROWS_OF_A_BATCH = (8, 8), 'ffn.[0:8].[0:8]', 4, 32
 AT_REST = 20.  # seconds, of which the first are not measured: a new peer warms up

@@ -20,7 +20,6 @@ import torch, trio
 from torch import Tensor
 
 from ..errors import LahError
-from ..machine import made_by
 from ..mixture import DMoE, roster
 from ..mixture.dispatch import spent_there
 from ..mixture.dmoe import Timeout
@@ -29,6 +28,7 @@ from ..network import Weather
 from ..network.calls import Request
 from .lockstep import wait_for
 from .rehearsal import Cores, Costs, RehearsedPeer, RehearsedSwarm, rehearse
+from .world import made_by
 from ..training import flight
 
 # %% ../../nbs/simulation/09_links.ipynb #00000006

@@ -14,7 +14,6 @@ from statistics import mean
 
 import torch, trio
 
-from ..machine import made_by
 from ..errors import LahError
 from ..mixture.classes import Schema
 from ..mixture.gating import Gate, beam_search
@@ -23,7 +22,7 @@ from ..network.census import level_of, part_key
 from ..network.dht import DHT, STORED_FOR, WIDTH
 from ..network.events import EventLog, note
 from ..network.records import nearest, point
-from .world import BUCKET, Table, World, in_virtual_time
+from .world import BUCKET, Table, World, in_virtual_time, made_by
 
 # %% ../../nbs/simulation/02_scale.ipynb #00000006
 GRID, WIDE = (16, 16), 64

@@ -11,11 +11,11 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from ..errors import LahError
-from ..machine import made_by
 from ..mixture import DMoE
 from ..mixture.copies import COPIES, COPY_AFTER, COPY_WITHIN
 from ..network import Weather
 from .rehearsal import Costs, RehearsedSwarm, rehearse
+from .world import made_by
 from ..training import RECIPES, Trainer
 
 # %% ../../nbs/simulation/07_training_run.ipynb #00000006

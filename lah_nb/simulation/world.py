@@ -4,16 +4,18 @@
 
 # %% auto #0
 __all__ = ['AT_ONCE', 'OVERHEAD', 'BUCKET', 'TICK', 'NEAREST', 'FARTHEST', 'make_id', 'keyed', 'Table', 'SkippingClock',
-           'SimNetwork', 'World', 'in_virtual_time']
+           'SimNetwork', 'World', 'in_virtual_time', 'made_by']
 
 # %% ../../nbs/simulation/01_world.ipynb #00000003
-import hashlib, heapq, itertools, math, random, zlib
+import hashlib, heapq, itertools, math, platform, random, zlib
 from collections.abc import Callable
 from contextlib import contextmanager
 
 import base58, msgpack, outcome, trio
 
+import lah_nb
 from ..errors import LahError
+from ..machine import cores
 from ..network import contacts, records
 from ..network.calls import Refused, Request, Served, Unreachable, peer_id_of, ping_methods
 from ..network.events import note
@@ -194,3 +196,8 @@ def in_virtual_time(
 ):
     "Run `afn(*args)` under a clock that skips the waiting; the same seed gives the same run"
     with _one_seed(seed, signed): return trio.run(afn, *args, clock=SkippingClock(tick))
+
+# %% ../../nbs/simulation/01_world.ipynb #000000a1
+def made_by() -> dict[str, str]:
+    "By what a result was made: `version`, `python`, `machine`"
+    return {'version': lah_nb.__version__, 'python': platform.python_version(), 'machine': f'{platform.machine()}, {cores()} cores'}

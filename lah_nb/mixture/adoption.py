@@ -23,6 +23,7 @@ from ..network.reading import REFETCH
 from ..network.events import note
 from ..network.spec import WireError
 from ..network.wire import field
+from ..points import point
 
 # %% ../../nbs/mixture/05a_adoption.ipynb #00000006
 _log = logging.getLogger('lah_nb')
@@ -156,7 +157,9 @@ async def adopt(self: Adoption, packed: list[bytes]):
     "Host experts from now on, and say so"
     device, entries = str(next((e.device for e in self.server.experts.values()), 'cpu')), {}
     for data in packed:
-        try: expert = await self.server.runtime.on_device(lambda: unpack_expert(data, device))
+        try:
+            expert = await self.server.runtime.on_device(lambda: unpack_expert(data, device))
+            await point('an expert is about to be adopted', self.network.peer_id)
         except LahError as error:
             _log.warning('an expert cannot be adopted: %s', error)
             continue
@@ -169,7 +172,9 @@ async def adopt(self: Adoption, packed: list[bytes]):
         self.brought[expert.uid] = expert.updates
         entries |= index_entries([expert.uid], expert.schema, self.network.reach, adopted=True)
         _log.info('adopted %s at %d updates', expert.uid, expert.updates, extra={'uid': expert.uid, 'updates': expert.updates})
-    if entries: await self.dht.announce(entries)
+    if not entries: return
+    await point('experts are adopted and not announced', self.network.peer_id, may_fail=False)
+    await self.dht.announce(entries)
 
 # %% ../../nbs/mixture/05a_adoption.ipynb #0000000d
 @patch
@@ -198,6 +203,7 @@ async def give_up(self: Adoption, uid: str):
     self.server.fostered.discard(uid)
     self.brought.pop(uid, None)
     _log.info('%s has another host', uid, extra={'uid': uid})
+    await point('an expert is given up and not withdrawn', self.network.peer_id, may_fail=False)
     kept = {}
     for other in self.server.experts.values(): kept |= index_entries([other.uid], other.schema, [])
     await self.dht.withdraw([slot for slot in index_entries([uid], expert.schema, []) if slot not in kept])
@@ -221,6 +227,7 @@ async def _catch_up(self: Adoption, expert: Expert, peer: str):
         about, tensors = read_packed(data)
         if about.uid != expert.uid: raise WireError(f'peer {peer} sent another expert than {expert.uid}')
         if about.updates > expert.updates: expert.load_state(tensors)
+    await point('a newer state has come', self.network.peer_id)
     await self.server.runtime.on_device(load)
 
 @patch
@@ -289,7 +296,7 @@ async def _take_over(self: Adoption, request: Request):
     if uid in self.server.experts: return {}, ()
     copy = await self.copies.receive(request)
     if not self.copies.affords(len(copy.data)): raise LahError('this peer has no room for one more expert: choose another')
-    await self.adopt([copy.data])
+    with trio.CancelScope(shield=True): await self.adopt([copy.data])  # cut off by a caller that goes, it would host what nobody finds
     if uid not in self.server.experts: raise LahError(f'{uid} could not be adopted: choose another peer')
     return {}, ()
 

@@ -26,6 +26,7 @@ from ..network.calls import CallTimeout, Network, Refused, Request
 from ..network.lookup import read_addrs
 from ..network.spec import WireError
 from ..network.wire import field
+from ..points import point
 
 # %% ../../nbs/mixture/04a_copies.ipynb #00000006
 _log = logging.getLogger('lah_nb')
@@ -150,7 +151,9 @@ async def is_host(self: Copies, peer: str, uid: str) -> bool:
 async def _keep(self: Copies, request: Request):
     uid = request.meta['uid']
     if uid in self.server.experts: return {'updates': request.meta['updates']}, ()  # a replica is better than a copy
-    copy, held = await self.receive(request), self.held.get(uid)
+    copy = await self.receive(request)
+    await point('a copy has come', self.network.peer_id)
+    held = self.held.get(uid)
     if held is None or copy.about.updates >= held.about.updates: self.held[uid] = copy
     return {'updates': self.held[uid].about.updates}, ()
 
@@ -318,6 +321,7 @@ async def _find_copies(self: Copies, experts: Sequence[Expert], lives: dict[str,
 async def _send(self: Copies, expert: Expert, peers: list[str], lives: dict[str, str]):
     data = await self.packed(expert.uid, short=True)
     updates = read_about(data).updates
+    await point('a copy is about to be sent', self.network.peer_id)
     meta = {'uid': expert.uid, 'cls': expert.expert_cls, 'dim': expert.hidden_dim, 'updates': updates}
     body, timeout = [torch.frombuffer(bytearray(data), dtype=torch.uint8)], 10. + len(data) / (1 << 20)
     for peer in peers:

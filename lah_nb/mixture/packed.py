@@ -21,6 +21,7 @@ from .experts import Expert
 from .learning import BETAS, OPTIMIZERS, Learning, remembered
 from .uids import ExpertError, split_uid
 from ..network.spec import WireError
+from ..points import file_point
 
 # %% ../../nbs/mixture/01a_packed.ipynb #00000010
 def pack_expert(
@@ -137,6 +138,7 @@ def write_durably(path: Path, data: bytes):
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
+        file_point(part)
         os.replace(part, path)
     finally: part.unlink(missing_ok=True)
     if os.name != 'posix': return  # elsewhere a folder cannot be opened

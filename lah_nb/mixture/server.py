@@ -28,6 +28,7 @@ from .roster import index_entries, is_adopted, read_leaf
 from .runtime import Runtime
 from ..network.spec import WireError
 from ..network.wire import field
+from ..points import point
 
 # %% ../../nbs/mixture/04_server.ipynb #00000006
 _log = logging.getLogger('lah_nb')
@@ -197,6 +198,7 @@ async def run(self: Server, *, task_status=trio.TASK_STATUS_IGNORED):
             await nursery.start(self.runtime.run)
             self.started, served = trio.current_time(), True
             await self.before_serving()
+            await point('a host is about to say what it hosts', self.network.peer_id, may_fail=False)
             await self.announce()
             for task in self.tasks: nursery.start_soon(task)
             if self.checkpoint_dir: nursery.start_soon(self._save_regularly)
@@ -282,6 +284,7 @@ async def _save_one_by_one(self: Server):
         if now < tried: continue
         state = await self.runtime.on_device(expert.state)
         self._saved[expert.uid] = updates, now + self.save_every  # on a full disk, not again at once
+        await point('a state is about to be written', self.network.peer_id, may_fail=False)
         try: await trio.to_thread.run_sync(save_expert, expert, self.checkpoint_dir, state)
         except OSError as error: return _log.error('the experts could not be saved: %s', error)
         self._saved[expert.uid] = int(state['updates']), now

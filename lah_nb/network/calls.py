@@ -197,6 +197,11 @@ class MemoryNetwork:
         self.methods, self.limits = ping_methods(), Limits()
         self.silent, self.calls = False, 0
 
+    @property
+    def here(self) -> bool:
+        "Is it still in its world? Another may have come back under its id"
+        return self.hub.peers.get(self.peer_id) is self
+
     def serve(self, method, handler, check=None): self.methods[method] = Served(handler, check)
     def learn(self, peer_id, addrs): pass
     def hint(self, peer_id, addrs): pass
@@ -238,7 +243,7 @@ def _received(buffers) -> tuple[Header, bytearray]:
 
 @patch
 async def _answer(self: MemoryNetwork, caller, message, codec, reply, done):
-    if self.silent or self.peer_id not in self.hub.peers: await trio.sleep_forever()
+    if self.silent or not self.here: await trio.sleep_forever()
     header, body = _received(message)
     try:
         self.limits.rate.take(caller)
@@ -253,7 +258,7 @@ async def _answer(self: MemoryNetwork, caller, message, codec, reply, done):
                 reply.append(pack({'ok': meta}, tuple(tensors), codec))
         finally: self.limits.end(caller, header.body_bytes)
     except LahError as error: reply.append(pack(refusal(error)))
-    if not self.silent and reply: done.set()
+    if not self.silent and reply and self.here: done.set()
 
 # %% ../../nbs/network/02_calls.ipynb #00000048
 class MemoryHub:

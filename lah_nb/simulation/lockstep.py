@@ -178,8 +178,6 @@ def standing_in(
         'queue': SimpleNamespace(SimpleQueue=SimpleQueue, Empty=queue.Empty),
         'time': SimpleNamespace(perf_counter=now, monotonic=now, time=now, sleep=lambda seconds: wait_for(trio.sleep, seconds))}
     kept = [(module, name, getattr(module, name)) for module in modules for name in made if hasattr(module, name)]
-    kept.append((trio.to_thread, 'run_sync', trio.to_thread.run_sync))
-    made['run_sync'] = _at_once
     for module, name, _ in kept: setattr(module, name, made[name])
     collects = gc.isenabled()
     gc.disable()  # what it finalizes tells the loop, at moments of its own
@@ -187,5 +185,3 @@ def standing_in(
     finally:
         for module, name, real in kept: setattr(module, name, real)
         if collects: gc.enable()
-
-async def _at_once(fn: Callable, *args, **options): return fn(*args)

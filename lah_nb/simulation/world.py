@@ -173,9 +173,9 @@ class World:
 # %% ../../nbs/simulation/01_world.ipynb #00000007
 @contextmanager
 def _one_seed(seed: int, signed: bool):
-    "All randomness, the scheduler's included, from one seed; and signatures that cost nothing, unless `signed`"
-    run, kept = trio._core._run, (random.getstate(), records.verify, trio._core._run._ALLOW_DETERMINISTIC_SCHEDULING)
-    run._ALLOW_DETERMINISTIC_SCHEDULING = True
+    "All randomness, the scheduler's included, from one seed; what trio would do in a thread, at once; and signatures that cost nothing, unless `signed`"
+    run, kept = trio._core._run, (random.getstate(), records.verify, trio._core._run._ALLOW_DETERMINISTIC_SCHEDULING, trio.to_thread.run_sync)
+    run._ALLOW_DETERMINISTIC_SCHEDULING, trio.to_thread.run_sync = True, _at_once
     if not signed: records.verify = _verify
     run._r.seed(seed)
     random.seed(seed)
@@ -183,9 +183,11 @@ def _one_seed(seed: int, signed: bool):
     try: yield
     finally:
         random.setstate(kept[0])
-        records.verify, run._ALLOW_DETERMINISTIC_SCHEDULING = kept[1:]
+        records.verify, run._ALLOW_DETERMINISTIC_SCHEDULING, trio.to_thread.run_sync = kept[1:]
         run._r.seed()
         records.verified.clear()
+
+async def _at_once(fn: Callable, *args, **options): return fn(*args)
 
 def in_virtual_time(
     afn: Callable,

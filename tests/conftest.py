@@ -3,6 +3,8 @@ import atexit, os, shutil, signal, tempfile, threading, time
 
 import psutil, pytest, torch
 
+from lah_nb.swarm import forking
+
 torch.set_num_threads(1)
 signal.signal(signal.SIGINT, signal.default_int_handler)  # where these tests run in the background, Ctrl-C is ignored, and their children would inherit that
 os.environ['XDG_DATA_HOME'] = tempfile.mkdtemp(prefix='lah-tests-')  # where volunteers keep their identities
@@ -10,7 +12,9 @@ atexit.register(shutil.rmtree, os.environ['XDG_DATA_HOME'], ignore_errors=True)
 
 
 def ours():
-    return {t for t in threading.enumerate() if t.name.startswith('lah-')}, {p.pid for p in psutil.Process().children(recursive=True)}
+    children = {p.pid for p in psutil.Process().children(recursive=True)}
+    if forking._shared: children.discard(forking._shared._process.pid)  # it ends with this process; what it has forked counts
+    return {t for t in threading.enumerate() if t.name.startswith('lah-')}, children
 
 
 def freeze(pid):

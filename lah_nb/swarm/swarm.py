@@ -16,7 +16,7 @@ from fastcore.basics import patch
 
 from ..network.census import read_census
 from .children import LocalPeer, SwarmError
-from .forking import Forge, can_fork
+from .forking import shared_forge
 from ..network.dht import DHT
 from ..errors import LahError
 from ..machine import cores
@@ -65,7 +65,6 @@ class Swarm:
         identity: str | os.PathLike | None = None,  # file that keeps this trainer's peer id; None: that of LAH_IDENTITY, or a new id
     ):
         if identity := identity or os.environ.get('LAH_IDENTITY'): identity = load_identity(identity)
-        self._forge = None  # from which its peers are forked
         self._own = self._own_members = None  # a folder for what its peers need; the list of them
         self.network = Host(listen=listen, punch=True, key=key, allow=allow, identity=identity or None)
         self.local_peers, self._join = [], list(addrs)
@@ -176,14 +175,10 @@ def start_peers(self: Swarm,
     if num_experts: shares = [['--experts', experts, '--num-experts', str(num_experts)] for _ in range(peers)]
     else: shares = [['--experts', ','.join(uids[i::peers])] for i in range(peers)]
     threads = max(1, cores() // (peers + len(self.local_peers)))
-    started, deadline = [], time.monotonic() + timeout
-    if self._forge and not self._forge.alive:
-        self._forge.close()
-        self._forge = None
-    if self._forge is None and can_fork(): self._forge = Forge()
+    started, deadline, forge = [], time.monotonic() + timeout, shared_forge()
     try:
         for share in shares: share += self._admitted()
-        for share in shares: started.append(LocalPeer(*share, *options, threads=threads, forge=self._forge))
+        for share in shares: started.append(LocalPeer(*share, *options, threads=threads, forge=forge))
         self.local_peers += started
         for peer in started: peer.wait_ready(max(deadline - time.monotonic(), 0.1))
     except BaseException:
@@ -219,12 +214,8 @@ def local(
 ) -> Swarm:
     "Start `peers` peers as child processes on this computer, and join them; in a notebook, instead of those the variable held before"
     execution = _close_overwritten()
-    forge = Forge() if can_fork() else None  # it loads what peers need while the swarm begins
-    try: swarm = cls(listen=['/ip4/127.0.0.1/tcp/0'], key=key, allow=allow)
-    except BaseException:
-        if forge: forge.close()
-        raise
-    swarm._forge = forge
+    shared_forge()  # it loads what peers need while the swarm begins
+    swarm = cls(listen=['/ip4/127.0.0.1/tcp/0'], key=key, allow=allow)
     try: swarm.start_peers(peers, experts, **options)
     except BaseException:
         swarm.close()
@@ -264,7 +255,6 @@ def close(self: Swarm):
     for peer in self.local_peers: peer.ask_to_stop()
     deadline = time.monotonic() + 8.
     for peer in self.local_peers: peer.stop(max(deadline - time.monotonic(), 0.1))
-    if self._forge: self._forge.close()
     if self._own: self._own.cleanup()
     try:
         if hasattr(self, '_scope'): self.portal.run(stop_owned, self._scope, self._ended, timeout=5.)

@@ -175,7 +175,7 @@ def test_a_saved_notebook_shows_one_still(notebook, lab, trusted):
         assert nb.page.evaluate(STILLS) == [True] and 'not found' not in nb.cell(1).inner_text()
 
 
-@pytest.mark.parametrize('peers, each, n, most_frame', [(64, 4, 16, 4 << 10), (500, 10, 71, 32 << 10)])
+@pytest.mark.parametrize('peers, each, n, most_frame', [(64, 4, 16, 4 << 10), pytest.param(500, 10, 71, 32 << 10, marks=pytest.mark.nightly)])
 def test_swarms_of_many(notebook, peers, each, n, most_frame):
     with notebook(SOURCE + f'source = Source({peers}, {each}, {n})', 'SwarmView(source)') as nb:
         page = nb.page

@@ -95,7 +95,7 @@ def test_a_peer_leaves_in_order(peer, tmp_path, how):
     assert bootstrap.returncode == 0
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_weather_lies_on_a_peer_and_on_a_trainer(peer):
     _, addr = peer('--experts', 'ffn.[0:2].[0:2]', '--hidden-dim', '16', '--delay', '100')
     train = lambda *weather: json.loads(run('train', 'digits', '--join', addr, '--steps', '12', '--in-flight', '1', '--json', *weather).stdout.splitlines()[-1])

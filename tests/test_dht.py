@@ -322,7 +322,7 @@ def test_thirty_two_peers_over_libp2p_and_a_third_of_them_stopped(processes):
         os.kill(victim.pid, signal.SIGCONT)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.timeout(300)
 def test_sixty_four_peers_over_libp2p(processes):
     _, addr = processes(16, 0)

@@ -51,7 +51,7 @@ def test_time_is_what_messages_and_work_take():
     assert own < shared == pytest.approx(one, abs=0.01)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_real_swarm_and_a_rehearsal_agree_under_the_same_weather():
     "Where what messages take counts for more than what computing takes: that is not the same on every machine"
     def run(swarm):

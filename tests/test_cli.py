@@ -7,6 +7,7 @@ import psutil, pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from lah_nb.command.cli import make_parser
+from lah_nb.network.events import read_events
 
 LAH = [sys.executable, '-c', 'import sys; from lah_nb.command.cli import main; sys.exit(main())']
 
@@ -81,14 +82,17 @@ def test_simulate_links_prints_throughputs_and_the_same_again():
 @pytest.mark.parametrize('how', [signal.SIGINT, signal.SIGTERM])
 def test_a_peer_leaves_in_order(peer, tmp_path, how):
     bootstrap, addr = peer('--identity', str(tmp_path / 'id.key'))
-    server, _ = peer('--join', addr, '--experts', 'ffn.[0:2].[0:4]', '--num-experts', '5', '--hidden-dim', '16', '--checkpoint-dir', str(tmp_path / 'saved'), '--json')
+    server, _ = peer('--join', addr, '--experts', 'ffn.[0:2].[0:4]', '--num-experts', '5', '--hidden-dim', '16', '--checkpoint-dir', str(tmp_path / 'saved'), '--record', str(tmp_path / 'log'), '--json')
     status = run('status', '--join', addr, '--json')
     data = json.loads(status.stdout.splitlines()[-1])
     assert data['experts'] == 5 and len(data['peers']) == 2 and {'peer_id', 'addrs', 'experts', 'updates', 'load'} <= data['peers'][0].keys()
     server.send_signal(how)
     out, err = server.communicate(timeout=20)
     assert server.returncode == 0, err
-    assert json.loads(out.splitlines()[-1])['experts'] == 5 and len(list((tmp_path / 'saved').glob('*.safetensors'))) == 5
+    told, log = json.loads(out.splitlines()[-1]), read_events(tmp_path / 'log')
+    assert [(e.kind, e.peer) for e in log.events if e.kind != 'call'] == [('join', told['peer_id']), ('leave', told['peer_id'])] and log.whole
+    assert {e.what for e in log.events if e.kind == 'call' and e.peer == told['peer_id'] and e.how == 'answered'} >= {'dht.find', 'dht.store'}
+    assert told['experts'] == 5 and len(list((tmp_path / 'saved').glob('*.safetensors'))) == 5
     assert json.loads(run('status', '--join', addr, '--json').stdout.splitlines()[-1])['experts'] == 0  # withdrawn, not expired
     bootstrap.send_signal(how)
     bootstrap.wait(20)

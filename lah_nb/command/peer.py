@@ -92,6 +92,9 @@ def _add_upkeep(p):
         help='pass on traffic for peers that nobody can dial (libp2p circuit relay v2)')
     options.add_metrics(p)
     p.add_argument(
+        '--record', type=options.new_file, metavar='FILE',
+        help='write there, in at most 16 MiB, what this peer does and when (its calls, what it adopts), for lah_nb.Recording to play')
+    p.add_argument(
         '--owned', action='store_true',
         help='end when stdin closes (for a process that starts this one)')
 
@@ -131,15 +134,18 @@ def _tell_owner(status: dict): print('status', json.dumps(status), flush=True)
 # %% ../../nbs/command/06_peer_command.ipynb #00000051
 def _peer(args) -> dict:
     import trio
+    from lah_nb.network.events import EventLog
     from lah_nb.network.weather import Weather
     tell, commands = trio.open_memory_channel(16)
     host = _hosting(args, commands)
     serving = {}  # the `server` and since when, as soon as it can serve
     with ExitStack() as stack:
         metrics, weather = options.open_metrics(args, stack), Weather.told(args.delay, args.drop, args.bandwidth)
+        log = args.record and stack.enter_context(EventLog(args.record, clock=time.perf_counter))
         lay = lambda network: weather.calm or stack.enter_context(weather.over(network))
-        ready = partial(_ready, serving=serving, metrics=metrics, lay=lay, owned=args.owned)
+        ready = partial(_ready, serving=serving, metrics=metrics, lay=lay, log=log, owned=args.owned)
         trio.run(_serve, host, serving, ready, tell if args.owned else None)
+        if log and serving: log.note('leave', serving['server'].network.peer_id)
     if not serving: return {'peer_id': None, 'experts': 0, 'updates': 0, 'seconds': 0.}
     server, experts = serving['server'], serving['server'].experts
     updates = sum(expert.updates for expert in experts.values())
@@ -157,10 +163,13 @@ async def _serve(host, serving: dict, ready, tell):
         await host(ready=ready, stop=stop)
         nursery.cancel_scope.cancel()
 
-def _ready(server, *, serving: dict, metrics, lay, owned: bool):
+def _ready(server, *, serving: dict, metrics, lay, log, owned: bool):
     "Say where it can be reached, now that it can serve"
     serving.update(server=server, start=time.time())
     lay(server.network)
+    if log:
+        log.watch(server.network)
+        log.note('join', server.network.peer_id)
     if owned: server.on_leave = partial(print, 'leaving', flush=True)  # its owner gives it time to save
     if metrics:
         from lah_nb.command.metrics import in_trio, peer_metrics

@@ -48,5 +48,6 @@ from .dispatch import (
 from .rounds import make_calls as make_calls, Round as Round
 from .audit import Audits as Audits, Standing as Standing
 from .stats import Dispatch as Dispatch, Stats as Stats
-from .dmoe import DMoE as DMoE, Timeout as Timeout, TooFewExperts as TooFewExperts
+from .dmoe import DMoE as DMoE, Timeout as Timeout
+from .exchange import TooFewExperts as TooFewExperts
 from .home import at_home as at_home, HomeMoE as HomeMoE

@@ -31,6 +31,7 @@ class Call:
     rows: Tensor  # (m,) int64: the rows of the batch that travel, each once
     index: Tensor  # (n,) int32: which travelling row a pair uses
     hedge: bool = False  # stands in for a call that is late or lost
+    kept_as: bytes = b''  # the name under which its peer was asked to keep rows and index until the backward call; b'': it was not
 
     @property
     def whom(self) -> tuple[str, ...]:
@@ -77,7 +78,7 @@ def keep_pairs(
     numbers, counts = owners.unique_consecutive(return_counts=True)
     rows, index = call.rows[call.index[kept].long()].unique(return_inverse=True)
     uids = [call.uids[i] for i in numbers.tolist()]
-    return replace(call, uids=uids, counts=counts.tolist(), pairs=call.pairs[kept], rows=rows, index=index.int())
+    return replace(call, uids=uids, counts=counts.tolist(), pairs=call.pairs[kept], rows=rows, index=index.int(), kept_as=b'')
 
 def stand_ins(
     call: Call,
@@ -107,6 +108,7 @@ class Outcome:
     queued: float = 0.  # seconds of these that the call waited at the peer
     computed: float = 0.  # and that the peer computed
     needless: bool = False  # given up because its experts have answered another one
+    keeps: bool = False  # its peer keeps the rows, as the call asked it to
     updates: dict[str, int] = dataclass_field(default_factory=dict)  # uid -> optimizer steps it had taken by then
     over: float = dataclass_field(default_factory=perf_counter)  # the moment it ended
 
@@ -147,6 +149,7 @@ class Ask:
     meta: dict
     tensors: Sequence[Tensor]
     answer: Spec
+    there: int = 0  # so many of the tensors, the first, are at the peer already, unless it has forgotten them
 
     @property
     def size(self) -> int:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ..errors import LahError
 from .dispatch import Ask, Call, Outcome, spent_there
+from .kept import Forgotten
 from .roster import UNKNOWN, Roster
 from ..network.calls import CallError, CallTimeout, Network, Refused
 
@@ -132,6 +133,20 @@ async def _leave_behind(roster: Roster, ask: Ask, start: float, scope: trio.Canc
     while not roster.overtaken(ask.call.peer_id, trio.current_time() - start): await trio.sleep(LOST_AFTER / 5)
     scope.cancel()
 
+async def _say(
+    network: Network,
+    ask: Ask,
+    timeout: float,  # seconds
+    codec: str,
+) -> tuple[dict, Sequence[Tensor]]:
+    "Make a call without what is there already; with all of it, if the peer has forgotten that"
+    began, tensors, how = trio.current_time(), ask.tensors[ask.there:], dict(codec=codec, check=ask.check)
+    try: return await network.call(ask.call.peer_id, ask.method, ask.meta, tensors, timeout=timeout, **how)
+    except Refused as error:
+        if error.kind != Forgotten.__name__: raise
+    left = began + timeout - trio.current_time()
+    return await network.call(ask.call.peer_id, ask.method, ask.meta | {'kept': b''}, ask.tensors, timeout=left, **how)
+
 async def _make_call(
     network: Network,
     roster: Roster,
@@ -147,8 +162,7 @@ async def _make_call(
         nursery.start_soon(_suspect, roster, ask, trouble)
         nursery.start_soon(_leave_behind, roster, ask, start, nursery.cancel_scope)
         try:
-            answer = network.call(call.peer_id, ask.method, ask.meta, ask.tensors, timeout=timeout, codec=codec, check=ask.check)
-            meta, tensors = await answer
+            meta, tensors = await _say(network, ask, timeout, codec)
             lost, overtaken = '', False
         except LahError as error:
             _note_failure(roster, ask, error, trio.current_time() - start)
@@ -176,7 +190,7 @@ def _outcome(call: Call, meta: dict, tensor: Tensor, seconds: float) -> Outcome:
     failed = {uid: f'peer {call.peer_id}: {str(why.get(uid))[:500]}' for uid, ok in zip(call.uids, meta['ok']) if not ok}
     told = meta.get('updates') if isinstance(meta.get('updates'), list) else []
     updates = {uid: n for uid, n in zip(call.uids, told) if type(n) is int and 0 <= n < 2**53}
-    return Outcome(call, list(meta['ok']), failed, tensor, seconds, *spent_there(meta, seconds), updates=updates)
+    return Outcome(call, list(meta['ok']), failed, tensor, seconds, *spent_there(meta, seconds), updates=updates, keeps=meta.get('kept') is True)
 
 # %% ../../nbs/mixture/07b_rounds.ipynb #0000000d
 @dataclass(eq=False)

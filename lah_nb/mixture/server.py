@@ -10,6 +10,7 @@ __all__ = ['MAX_CALLED', 'MAX_PAIRS', 'MAX_REMEMBERED', 'MAX_PAST', 'check_call'
 import logging, os, random, tempfile
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import psutil, torch, trio
@@ -19,6 +20,7 @@ from torch import Tensor
 from ..network.dht import DHT
 from ..errors import LahError
 from .experts import Expert
+from .kept import Kept
 from .uids import ExpertError, parse_uids
 from .classes import Schema
 from .packed import load_expert, save_expert
@@ -44,7 +46,7 @@ def check_call(
     uids = field(meta, 'uids', list, of=str, most=MAX_CALLED)
     counts = field(meta, 'counts', list, of=int, most=MAX_CALLED)
     if meta.get('seed', 0) is not None: field(meta, 'seed', int)  # None: evaluation, without dropout
-    field(meta, 'id', bytes, most=32)
+    for name in 'id', 'keep', 'kept': field({'keep': b'', 'kept': b'', **meta}, name, bytes, most=32)
     rate = field({'rate': 1., **meta}, 'rate', (int, float))  # of the experts' learning rate
     if not 0 < rate <= 1: raise WireError(f'a call asks for a rate of {rate}: it is above 0 and at most 1')
     each_once = uids and len(set(uids)) == len(uids) == len(counts)
@@ -102,12 +104,16 @@ class Server:
         self._remembered = 0  # bytes of these answers
         self._past = OrderedDict()  # the same -> None, of calls whose answers are forgotten
         self._working = {}  # the same -> what is set when it is there
+        self._kept = Kept()
         network.serve('call.forward', self._forward, self._checker(backward=False))
         network.serve('call.backward', self._backward, self._checker(backward=True))
         network.serve('call.status', self._status)
 
     def _checker(self, backward):
-        return lambda caller, meta, specs: check_call(meta, specs, self.experts, backward) and None
+        def check(caller, meta, specs):
+            if backward and (name := field({'kept': b'', **meta}, 'kept', bytes)): specs = [*self._kept.specs(caller, name), *specs]
+            check_call(meta, specs, self.experts, backward)
+        return check
 
     async def _forward(self, request: Request):
         return await self._once(request, self._compute) if request.meta['id'] else await self._compute(request)
@@ -117,12 +123,15 @@ class Server:
         if (expert := self.experts.get(uid)) is None: raise ExpertError(f'this peer does not host {uid} any more')
         shape = expert.schema.output(x.shape[1:])  # now: while it computes, another may take the expert over
         results, spent = await self._submit('forward', request, [x])
+        name = request.meta.get('keep')
+        kept = {'kept': self._kept.put(request.peer_id, name, request.tensors)} if name else {}
         counts = request.meta['counts']
         outputs = [r if isinstance(r, Tensor) else x.new_zeros(n, *shape) for r, n in zip(results, counts)]
-        return self._answer(request, results, spent), [joined(outputs)]
+        return self._answer(request, results, spent) | kept, [joined(outputs)]
 
     async def _backward(self, request: Request):
         async def to_the_end(request):
+            if name := request.meta.get('kept'): request = replace(request, tensors=[*self._kept.take(request.peer_id, name), *request.tensors])
             # given up half-way, and made again, it would be applied twice; its deadline holds all the same
             with trio.CancelScope(shield=True): return await self._apply(request)
         return await self._once(request, to_the_end)

@@ -70,6 +70,23 @@ def test_the_same_is_learnt_whether_rows_are_kept_forgotten_or_sent_again(forget
     assert all(torch.equal(a, b) for (_, a), (_, b) in zip(learnt, right))
 
 
+def test_copies_of_a_backward_call_share_its_rows_and_its_answer():
+    async def main():
+        async with scene() as (server, roster, brought):
+            forward, backward = asks(server)
+            await make_calls(roster.network, roster, [forward], **PLENTY)
+            answers = []
+            async def ask():
+                _, (gradient,) = await roster.network.call(server.network.peer_id, 'call.backward', backward.meta, [GRAD, WEIGHTS], timeout=5.)
+                answers.append(gradient)
+            async with trio.open_nursery() as both:
+                for _ in range(3): both.start_soon(ask)
+            await ask()
+            assert all(torch.equal(answers[0], each) for each in answers) and len(answers) == 4
+            assert [expert.updates for expert in server.experts.values()] == [1, 1] and not server._kept
+    simulate(main)
+
+
 def test_what_one_has_sent_another_does_not_find_and_nonsense_is_refused():
     async def main():
         async with scene() as (server, roster, _):

@@ -128,7 +128,7 @@ def _forward_ask(self: Exchange, call: Call) -> Ask:
     rows = _sent(self.rows, call.rows, self._dtype_of(call))
     answer = Spec(DTYPE_NAMES[rows.dtype], (len(call.pairs), *self.row))
     id = self.rng.randbytes(16) if self.layer.hurry else b''  # its host computes it once, however often it comes
-    call.kept_as = self.rng.randbytes(16) if self.returns and not id else b''
+    call.kept_as = self.rng.randbytes(16) if self.returns else b''
     return Ask(call, 'call.forward', call.meta(self.seed, id) | {'keep': call.kept_as}, [rows, call.index], answer)
 
 @patch

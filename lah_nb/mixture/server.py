@@ -20,7 +20,7 @@ from torch import Tensor
 from ..network.dht import DHT
 from ..errors import LahError
 from .experts import Expert
-from .kept import Kept
+from .kept import Kept, specs_of
 from .uids import ExpertError, parse_uids
 from .classes import Schema
 from .packed import load_expert, save_expert
@@ -111,7 +111,10 @@ class Server:
 
     def _checker(self, backward):
         def check(caller, meta, specs):
-            if backward and (name := field({'kept': b'', **meta}, 'kept', bytes)): specs = [*self._kept.specs(caller, name), *specs]
+            if backward and (name := field({'kept': b'', **meta}, 'kept', bytes)):
+                key = caller, 'call.backward', field(meta, 'id', bytes)
+                if key in self._working or key in self._done: return  # the same call again: it gets the answer to the first
+                specs = [*self._kept.specs(caller, name), *specs]
             check_call(meta, specs, self.experts, backward)
         return check
 
@@ -131,7 +134,9 @@ class Server:
 
     async def _backward(self, request: Request):
         async def to_the_end(request):
-            if name := request.meta.get('kept'): request = replace(request, tensors=[*self._kept.take(request.peer_id, name), *request.tensors])
+            if name := request.meta.get('kept'):
+                request = replace(request, tensors=[*self._kept.take(request.peer_id, name), *request.tensors])
+                check_call(request.meta, specs_of(request.tensors), self.experts, backward=True)  # the first may have failed
             # given up half-way, and made again, it would be applied twice; its deadline holds all the same
             with trio.CancelScope(shield=True): return await self._apply(request)
         return await self._once(request, to_the_end)

@@ -18,7 +18,7 @@ from ..network.tensors import DTYPE_NAMES
 
 # %% ../../nbs/mixture/03a_kept.ipynb #00000006
 MOST_KEPT = 256 << 20   # bytes
-KEPT_FOR = 120.         # seconds
+KEPT_FOR = 900.         # seconds: over a narrow line large batches take minutes
 
 class Forgotten(LahError):
     "The rows of a forward call are not here any more: they must be sent again"

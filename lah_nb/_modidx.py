@@ -684,6 +684,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                     'lah_nb/mixture/roster.py'),
                                        'lah_nb.mixture.roster.Roster.suspect_after': ( 'mixture/roster.html#roster.suspect_after',
                                                                                        'lah_nb/mixture/roster.py'),
+                                       'lah_nb.mixture.roster.Roster.travels': ( 'mixture/roster.html#roster.travels',
+                                                                                 'lah_nb/mixture/roster.py'),
                                        'lah_nb.mixture.roster.ShapeError': ('mixture/roster.html#shapeerror', 'lah_nb/mixture/roster.py'),
                                        'lah_nb.mixture.roster._fit': ('mixture/roster.html#_fit', 'lah_nb/mixture/roster.py'),
                                        'lah_nb.mixture.roster._name': ('mixture/roster.html#_name', 'lah_nb/mixture/roster.py'),

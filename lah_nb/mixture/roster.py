@@ -180,7 +180,11 @@ class Roster:
         if usual := self._usual.get(peer_id): longest = usual.longest
         elif self._usual: longest = statistics.median(usual.longest for usual in self._usual.values())
         else: return None
-        return longest + size / SLOWEST_LINK
+        return longest + self.travels(size)
+
+    def travels(self, size: int) -> float:
+        "Seconds that so many bytes may take over a line that is not silent"
+        return size / SLOWEST_LINK
 
     def suspect_after(self, peer_id: str, size: int = 0) -> float:
         "Seconds without an answer after which something is wrong"

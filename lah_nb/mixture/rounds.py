@@ -31,6 +31,7 @@ class Round:
     enough: Callable[[list[Outcome]], bool]  # do the answers so far suffice?
     hedge: Callable[[Call], list[Ask]] = lambda call: []  # what to ask instead of a call that is late or lost
     longest: Callable[[Ask], float | None] = lambda ask: None  # seconds that such a call takes at most, usually
+    travels: Callable[[Ask], float] = lambda ask: 0.  # seconds that its bytes may take
     times: int = 1  # copies of each call, made at once
 
     def __post_init__(self):
@@ -77,7 +78,7 @@ class Round:
 
 # %% ../../nbs/mixture/07b_rounds.ipynb #00000009
 AGAIN = 4  # times that a call is made again, each as late after the last as half of the answers took
-LARGE = 1 << 20  # bytes of a call and its answer: what that takes is the line's doing, and made again it would wait behind itself
+LARGE = 1.  # seconds that the bytes of a call may take: what it takes is the line's doing, and made again it would wait behind itself
 
 def _again(ask: Ask) -> Ask:
     "The same again"
@@ -87,7 +88,7 @@ def late_after(round: Round, now: float) -> float | None:
     "Seconds from now on after which what is still away is late (if it is large, not before it usually comes); said once, when half of the calls are back"
     if round.halfway or 2 * round.back < len(round.asks): return None
     round.halfway, so_far = True, now - round.began
-    usual = [round.longest(ask) or 0. for ask in round.away if ask.size > LARGE]
+    usual = [round.longest(ask) or 0. for ask in round.away if round.travels(ask) > LARGE]
     return max([HEDGE_AFTER, so_far, *(seconds - so_far for seconds in usual)])
 
 def hedges_of(
@@ -249,7 +250,8 @@ async def make_calls(
 ) -> list[Outcome]:  # one for each ask and each hedge, lost ones included
     "All calls at once, until every expert has answered, or enough have and the grace is over"
     longest = lambda ask: roster.longest(ask.call.peer_id, ask.size)
-    round = Round(asks, trio.current_time(), timeout, grace, enough, hedge, longest, roster.repeats.n if hurry else 1)
+    travels = lambda ask: roster.travels(ask.size)
+    round = Round(asks, trio.current_time(), timeout, grace, enough, hedge, longest, travels, roster.repeats.n if hurry else 1)
     await _Driver(network, roster, round, codec, trio.CancelScope(deadline=round.deadline)).run()
     now = trio.current_time()
     if hurry: roster.repeats.note(now, now - round.began, round.times, round.far)

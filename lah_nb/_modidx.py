@@ -517,6 +517,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                      'lah_nb.mixture.kept.Kept.__len__': ('mixture/kept.html#kept.__len__', 'lah_nb/mixture/kept.py'),
                                      'lah_nb.mixture.kept.Kept._drop': ('mixture/kept.html#kept._drop', 'lah_nb/mixture/kept.py'),
                                      'lah_nb.mixture.kept.Kept._find': ('mixture/kept.html#kept._find', 'lah_nb/mixture/kept.py'),
+                                     'lah_nb.mixture.kept.Kept._is_full': ('mixture/kept.html#kept._is_full', 'lah_nb/mixture/kept.py'),
+                                     'lah_nb.mixture.kept.Kept._is_old': ('mixture/kept.html#kept._is_old', 'lah_nb/mixture/kept.py'),
                                      'lah_nb.mixture.kept.Kept.put': ('mixture/kept.html#kept.put', 'lah_nb/mixture/kept.py'),
                                      'lah_nb.mixture.kept.Kept.specs': ('mixture/kept.html#kept.specs', 'lah_nb/mixture/kept.py'),
                                      'lah_nb.mixture.kept.Kept.take': ('mixture/kept.html#kept.take', 'lah_nb/mixture/kept.py'),

@@ -192,8 +192,10 @@ def test_a_replica_stands_in(how):
         assert layer.stats.totals()['hedged_calls'] == 0
         if how == signal.SIGKILL: os.kill(swarm.peers[0].pid, how)
         else: freeze(swarm.peers[0].pid)
-        last = step()
-        assert last.answered == 128 and not last.failed and last.seconds < 5, last
+        for _ in range(50):
+            last = step()
+            assert last.answered == 128 and not last.failed and last.seconds < 5, last
+            if swarm.peers[0].peer_id in swarm.roster.benched: break  # a batch may have chosen the other for all experts
         assert swarm.peers[0].peer_id in swarm.roster.benched and last.failed_calls >= 1 <= last.hedged_calls
         if how == signal.SIGSTOP: os.kill(swarm.peers[0].pid, signal.SIGCONT)
 

@@ -8,7 +8,7 @@ from memory import simulate, start
 from lah_nb.mixture.dispatch import Ask, Call
 from lah_nb.mixture.experts import Expert
 from lah_nb.mixture.kept import Kept
-from lah_nb.mixture.rounds import make_calls
+from lah_nb.mixture.rounds import _say, make_calls
 from lah_nb.mixture.roster import Roster
 from lah_nb.mixture.runtime import Runtime
 from lah_nb.mixture.server import Server
@@ -85,6 +85,20 @@ def test_copies_of_a_backward_call_share_its_rows_and_its_answer():
             assert all(torch.equal(answers[0], each) for each in answers) and len(answers) == 4
             assert [expert.updates for expert in server.experts.values()] == [1, 1] and not server._kept
     simulate(main)
+
+
+def test_who_hears_too_late_that_rows_are_forgotten_has_no_time_left():
+    given = []
+    class Slow:
+        async def call(self, peer_id, method, meta, tensors, *, timeout, **how):
+            given.append(timeout)
+            if len(given) > 1: return {}, []
+            await trio.sleep(2.)
+            raise Refused(peer_id, method, 'forgotten', 'Forgotten')
+    async def main():
+        async with scene() as (server, _, _): await _say(Slow(), asks(server)[1], 1., 'none')
+    simulate(main)
+    assert given == [1., 0.]
 
 
 def test_what_one_has_sent_another_does_not_find_and_nonsense_is_refused():

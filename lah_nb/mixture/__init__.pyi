@@ -1,4 +1,4 @@
-from .uids import ExpertError as ExpertError, parse_uids as parse_uids, split_uid as split_uid
+from .uids import ExpertError as ExpertError, join_uid as join_uid, parse_uids as parse_uids, split_uid as split_uid
 from .classes import (
     expert_schema as expert_schema,
     EXPERTS as EXPERTS,

@@ -15,11 +15,12 @@ from fastcore.basics import patch
 from torch import Tensor, nn
 
 from ..errors import LahError
-from .exchange import Chooser, Exchange, uid_at
+from .exchange import Chooser, Exchange
 from .gating import Balance, Gate, mix, mix_gradient, mixing_weights, score_of, search_path
 from .rows import Memory, as_if_alone, check_rows, check_scores, in_backward, in_checkpoint, linear_dtype, rows_at_once
 from .stats import Dispatch, Stats
 from .trace import span
+from .uids import join_uid
 from ..network.spec import CODECS
 
 # %% ../../nbs/mixture/09_dmoe.ipynb #00000006
@@ -183,8 +184,8 @@ def explain(
     weights = score_of(chooser.scores, cells)[0].softmax(0).tolist()
     experts = []
     for c, weight in zip(chosen, weights):
-        uid = uid_at(self.uid_prefix, c['prefix'])
+        uid = join_uid(self.uid_prefix, c['prefix'])
         hosts = [hosted.peer_id for hosted in self.swarm.roster.hosts_of(uid)]
         experts.append({'uid': uid, 'score': c['score'], 'weight': weight, 'hosts': hosts})
-    named = [[{**c, 'prefix': uid_at(self.uid_prefix, c['prefix'])} for c in level] for level in levels]
+    named = [[{**c, 'prefix': join_uid(self.uid_prefix, c['prefix'])} for c in level] for level in levels]
     return {'uid_prefix': self.uid_prefix, 'grid': list(self.grid), 'k': self.k, 'levels': named, 'experts': experts}

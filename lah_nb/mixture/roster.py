@@ -20,6 +20,7 @@ from ..network.dht import DHT, read_addrs
 from ..network.events import note
 from ..errors import LahError
 from .repeats import Repeats
+from .uids import join_uid
 from .classes import Schema
 from .gating import indices_of
 from ..network.calls import Network, Refused, Usual
@@ -274,8 +275,6 @@ def _load(self: Roster, peer_id: str, seconds: float) -> float:
     return seconds * (1 + in_flight) * 2 ** min(self._failures.get(peer_id, 0), MOST_FAILURES)
 
 # %% ../../nbs/mixture/05_roster.ipynb #0000000b
-def _name(prefix: str, indices: Sequence[int]) -> str: return '.'.join([prefix, *map(str, indices)])
-
 @patch
 def cached_successors(
     self: Roster,
@@ -286,7 +285,7 @@ def cached_successors(
     "Who follows each prefix alive, if that is known"
     now, rows = self.clock(), []
     for indices in prefixes.tolist():
-        expires, mask = self._masks.get((_name(prefix, indices), size), (0., None))
+        expires, mask = self._masks.get((join_uid(prefix, indices), size), (0., None))
         if expires < now: return None
         rows.append(mask)
     return torch.stack(rows) if rows else torch.zeros(0, size, dtype=torch.bool)
@@ -303,7 +302,7 @@ async def successors(
     timeout: float | None = None,  # seconds; None: as long as answers take here
 ) -> Tensor:  # (n, size) bool
     "Who follows each prefix alive, asking the DHT for what the cache does not hold"
-    names = [_name(prefix, indices) for indices in prefixes.tolist()]
+    names = [join_uid(prefix, indices) for indices in prefixes.tolist()]
     next_ones = [f'experts/{name}.{i}' for name in names for i in range(size)] if ahead else []
     found = await self.dht.get([f'experts/{name}' for name in names], ahead=next_ones, timeout=timeout)
     for name in names: self._masks[name, size] = self.clock() + FRESH, self._mask(name, size, found[f'experts/{name}'])
@@ -375,7 +374,7 @@ def route(self: Roster, prefix: str, grid: Sequence[int], row: tuple[int, ...], 
     "(uid, ids of its living hosts) of a cell, given as one number"
     routes = self._routes.setdefault((prefix, grid, row), {})
     if code not in routes:
-        uid = _name(prefix, indices_of(torch.tensor(code), grid).tolist())
+        uid = join_uid(prefix, indices_of(torch.tensor(code), grid).tolist())
         hosts = self.hosts_of(uid)
         for host in hosts: _fit(uid, host, row)
         routes[code] = uid, [host.peer_id for host in hosts]

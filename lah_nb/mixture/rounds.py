@@ -147,7 +147,7 @@ async def _say(
     try: return await network.call(ask.call.peer_id, ask.method, ask.meta, tensors, timeout=timeout, **how)
     except Refused as error:
         if error.kind != Forgotten.__name__: raise
-    left = began + timeout - trio.current_time()
+    left = max(began + timeout - trio.current_time(), 0.)
     return await network.call(ask.call.peer_id, ask.method, ask.meta | {'kept': b''}, ask.tensors, timeout=left, **how)
 
 async def _make_call(

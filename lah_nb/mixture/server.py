@@ -20,7 +20,7 @@ from torch import Tensor
 from ..network.dht import DHT
 from ..errors import LahError
 from .experts import Expert
-from .kept import Kept, specs_of
+from .kept import Kept
 from .uids import ExpertError, parse_uids
 from .classes import Schema
 from .packed import load_expert, save_expert
@@ -29,6 +29,7 @@ from .picking import joined, pick, sum_rows
 from .roster import index_entries, is_adopted, read_leaf
 from .runtime import Runtime
 from ..network.spec import WireError
+from ..network.tensors import spec_of
 from ..network.wire import field
 from ..points import point
 
@@ -136,7 +137,7 @@ class Server:
         async def to_the_end(request):
             if name := request.meta.get('kept'):
                 request = replace(request, tensors=[*self._kept.take(request.peer_id, name), *request.tensors])
-                check_call(request.meta, specs_of(request.tensors), self.experts, backward=True)  # the first may have failed
+                check_call(request.meta, list(map(spec_of, request.tensors)), self.experts, backward=True)  # the first may have failed
             # given up half-way, and made again, it would be applied twice; its deadline holds all the same
             with trio.CancelScope(shield=True): return await self._apply(request)
         return await self._once(request, to_the_end)

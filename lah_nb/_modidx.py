@@ -2450,6 +2450,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                   'lah_nb/training/flight.py'),
                                         'lah_nb.training.flight.StepPace.resume': ( 'training/flight.html#steppace.resume',
                                                                                     'lah_nb/training/flight.py'),
+                                        'lah_nb.training.flight._worth': ('training/flight.html#_worth', 'lah_nb/training/flight.py'),
                                         'lah_nb.training.flight.in_flight': ( 'training/flight.html#in_flight',
                                                                               'lah_nb/training/flight.py')},
             'lah_nb.training.handed': { 'lah_nb.training.handed.Rows': ('training/handed.html#rows', 'lah_nb/training/handed.py'),

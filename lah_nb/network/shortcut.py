@@ -21,7 +21,7 @@ from .wire import field, pack
 
 # %% ../../nbs/network/06b_shortcut.ipynb #5c000005
 _log = logging.getLogger('lah_nb')
-BUSY = 16 << 10         # bytes that have gone over a link that is worth a shortcut
+BUSY = 4 << 10          # bytes that have gone over a link that is worth a shortcut
 TICKET = 32             # bytes
 HOLDS, PATIENCE = 5., 2.  # seconds for which a ticket holds; for whoever connects to show one
 AGAIN = 10.             # seconds after which a shortcut to the same peer may be looked for again

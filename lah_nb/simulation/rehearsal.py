@@ -241,6 +241,8 @@ class _Lab:
         for part in swarm.dht, swarm.roster: await self.nursery.start(part.run)
         self.nursery.start_soon(swarm.monitor.run)
         await swarm.dht.join(self.seeds)
+        for peer in self.peers:  # all have come to it, as to a `Swarm.local`
+            if peer.alive: await swarm.dht.contacts.saw(peer.peer_id, peer.addrs)
         return swarm
 
 async def _rehearse(fn: Callable, peers: int, latency, **options):

@@ -50,7 +50,7 @@ def in_flight(
         for thread in threads.values(): thread.join(max(0, deadline - time.monotonic()))
 
 # %% ../../nbs/training/03_flight.ipynb #0000000b
-_PAYS, _COSTS = 1.1, 0.93  # throughput that is worth more batches; throughput that is not worth fewer
+_HALF = 200  # batches in flight with which a batch teaches half as much as a single one, about
 _BREAKS, _RUSH = 0.6, 1.4  # throughput that means other weather; throughput for which to double again
 _SECONDS, _BATCHES = 1., 64  # for which a throughput is measured, at least,
 _SLOW, _FEW = 5., 24  # or where batches are slow
@@ -165,14 +165,16 @@ def _cruise(self: Pace, rate: float):
     elif self._calm == 1: self._try('more')
     else: self.resume()
 
+def _worth(n: int) -> float:
+    "What a batch teaches with so many in flight, of what a single one does"
+    return 1 / (1 + n / _HALF)
+
 @patch
 def _judge(self: Pace, rate: float):
     "Does the trial go on from here, or was it one too far?"
-    least = _PAYS if self._trial == 'more' else _COSTS
-    if rate >= self._rate * least:
-        if self._trial == 'more': self._rate = rate
-        else: self._calm_for = 2
-        self._base = self.n
+    if rate * _worth(self.n) >= self._rate * _worth(self._base):
+        if self._trial == 'fewer': self._calm_for = 2
+        self._base, self._rate = self.n, rate
         return self._try(self._trial)
     if self._trial == 'fewer': self._calm_for = min(_LONGEST_CALM, 2 * self._calm_for)
     self.n, self._trial = self._base, ''
@@ -180,9 +182,9 @@ def _judge(self: Pace, rate: float):
 
 @patch
 def _try(self: Pace, trial: str):
-    "A third more, or a quarter less"
-    if trial == 'more': n = min(self.most, max(self.n + 1, round(self.n * 4 / 3)))
-    else: n = max(1, min(self.n - 1, round(self.n * 3 / 4)))
+    "Half as many more, or a third less"
+    if trial == 'more': n = min(self.most, max(self.n + 1, round(self.n * 3 / 2)))
+    else: n = max(1, min(self.n - 1, round(self.n * 2 / 3)))
     self._trial = trial if n != self.n else ''
     self.n = n
     self.resume(skip=n)

@@ -191,7 +191,7 @@ def _keep_pace(self: Trainer, layers: list):
 def group(self: Trainer) -> int:
     "Gradients that are averaged into one step of the trunk"
     if self.staleness == 0: return math.ceil(QUORUM * self.in_flight)
-    return max(1, round(self._age / self.staleness))
+    return max(1, round((self._age + 0.5) / self.staleness))  # by which a number of batches in flight does not lie between two groups
 
 @patch
 def _wait_for_step(self: Trainer, over: threading.Event):

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MAX_KEY', 'MAX_VALUE', 'MAX_TTL', 'MOST_VERIFIED', 'verified', 'WITNESSES', 'HOSTS', 'UNDER_KEY', 'TOLD',
-           'CROWD_OVER', 'ENOUGH', 'Record', 'authentic', 'point', 'nearest', 'Records', 'Lookup']
+           'CROWD_OVER', 'ENOUGH', 'SHARE', 'Record', 'authentic', 'point', 'nearest', 'Records', 'Lookup']
 
 # %% ../../nbs/network/09_records.ipynb #00000003
 import hashlib, heapq
@@ -209,6 +209,7 @@ class Records:
 
 # %% ../../nbs/network/09_records.ipynb #0000000e
 ENOUGH = 3  # of the peers nearest to a key: who has heard them has heard what there is
+SHARE = 2   # of the peers that a source names, so many at least are asked at once
 
 class Lookup:
     "One key's iterative look-up: ask `wanted()`, tell `answered` / `slow` / `failed`, until `done`"
@@ -252,7 +253,7 @@ class Lookup:
     def wanted(self) -> list[str]:
         "Peers to ask now: of each source no more at once than its share"
         sources, found = [None, *self._voters], []
-        share = max(1, self.width // len(sources))
+        share = max(SHARE, self.width // len(sources))
         waiting = Counter(source for peer, source in self._asked_for.items() if self.state[peer] == 'asked')
         for source in sources:
             most = self.width if source is None or len(sources) == 2 else share

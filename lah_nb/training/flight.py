@@ -50,7 +50,7 @@ def in_flight(
         for thread in threads.values(): thread.join(max(0, deadline - time.monotonic()))
 
 # %% ../../nbs/training/03_flight.ipynb #0000000b
-_HALF = 200  # batches in flight with which a batch teaches half as much as a single one, about
+_HALF = 100  # batches in flight with which a batch teaches half as much as a single one, about
 _BREAKS, _RUSH = 0.6, 1.4  # throughput that means other weather; throughput for which to double again
 _SECONDS, _BATCHES = 1., 64  # for which a throughput is measured, at least,
 _SLOW, _FEW = 5., 24  # or where batches are slow

@@ -29,7 +29,7 @@ class Timeout:
     "How long a layer waits, in seconds"
     forward: float = 10.  # for everything: choosing, calling, choosing others
     backward: float = 10.
-    after_k_min: float = 1.  # for the rest, once every row has k_min answers (or as long again as that took, if longer)
+    after_k_min: float = 1.  # for the rest, once every row has k_min answers (or as long again as that took, if longer; but no more than twice what is usual)
 
 # %% ../../nbs/mixture/09_dmoe.ipynb #00000025
 class DMoE(nn.Module):

@@ -241,7 +241,7 @@ class _Lab:
         for part in swarm.dht, swarm.roster: await self.nursery.start(part.run)
         self.nursery.start_soon(swarm.monitor.run)
         await swarm.dht.join(self.seeds)
-        for peer in self.peers:  # all have come to it, as to a `Swarm.local`
+        for peer in self.peers:  # it knows all, as they come to a `Swarm.local`, and as who joins through its addresses asks them
             if peer.alive: await swarm.dht.contacts.saw(peer.peer_id, peer.addrs)
         return swarm
 

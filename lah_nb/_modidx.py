@@ -696,6 +696,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
             'lah_nb.mixture.rounds': { 'lah_nb.mixture.rounds.Round': ('mixture/rounds.html#round', 'lah_nb/mixture/rounds.py'),
                                        'lah_nb.mixture.rounds.Round.__post_init__': ( 'mixture/rounds.html#round.__post_init__',
                                                                                       'lah_nb/mixture/rounds.py'),
+                                       'lah_nb.mixture.rounds.Round.await_hedge': ( 'mixture/rounds.html#round.await_hedge',
+                                                                                    'lah_nb/mixture/rounds.py'),
                                        'lah_nb.mixture.rounds.Round.away': ('mixture/rounds.html#round.away', 'lah_nb/mixture/rounds.py'),
                                        'lah_nb.mixture.rounds.Round.back': ('mixture/rounds.html#round.back', 'lah_nb/mixture/rounds.py'),
                                        'lah_nb.mixture.rounds.Round.far': ('mixture/rounds.html#round.far', 'lah_nb/mixture/rounds.py'),

@@ -21,7 +21,7 @@ from ..network.calls import CallError, CallTimeout, Network, Refused
 
 # %% ../../nbs/mixture/07b_rounds.ipynb #00000006
 HEDGE_AFTER = 0.25  # seconds past the time that half of the calls took, or as long again as that, whichever is more
-BRIEFLY = 0.25  # seconds that are waited for the rest, at least, however quick peers are
+BRIEFLY = 0.3  # seconds that are waited for the rest, at least, however quick peers are: who is late can be stood in for before it is given up
 
 @dataclass
 class Round:
@@ -79,6 +79,12 @@ class Round:
         patience = min(max(self.grace, now - self.began), max(BRIEFLY, self.began + 2 * max(usual) - now))
         usually = [self.began + seconds for seconds in usual if seconds < math.inf]
         self.deadline = min(self.deadline, max([now + patience, *usually]))
+
+    def await_hedge(self, ask: Ask, now: float):
+        "Others stand in for a call: they get twice what they usually take, though the rest be given up sooner, but no more than `grace`"
+        if not self.satisfied: return
+        usual = self.longest(ask) or math.inf
+        self.deadline = max(self.deadline, min(now + self.grace, now + max(BRIEFLY, 2 * usual), self.began + self.timeout))
 
 # %% ../../nbs/mixture/07b_rounds.ipynb #00000009
 AGAIN = 4  # times that a call is made again, each as late after the last as half of the answers took
@@ -233,7 +239,10 @@ class _Driver:
             if other.call.whom == call.whom and id(other) in self.scopes: self.scopes[id(other)].cancel()
 
     def _trouble(self, ask: Ask, missing: bool):
-        for other in hedges_of(self.round, ask, missing): self.nursery.start_soon(self._one, other)
+        for other in hedges_of(self.round, ask, missing):
+            self.round.await_hedge(other, trio.current_time())
+            self.nursery.start_soon(self._one, other)
+        self.scope.deadline = self.round.deadline
 
     async def _hedge_late(self, pause: float):
         for _ in range(AGAIN):

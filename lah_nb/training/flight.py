@@ -51,10 +51,11 @@ def in_flight(
 
 # %% ../../nbs/training/03_flight.ipynb #0000000b
 _HALF = 100  # batches in flight with which a batch teaches half as much as a single one, about
-_BREAKS, _RUSH = 0.6, 1.4  # throughput that means other weather; throughput for which to double again
+_BREAKS, _GROWS = 0.6, 0.5  # throughput that means other weather; the power of their number with which throughput must grow for more to pay, at first
 _SECONDS, _BATCHES = 1., 64  # for which a throughput is measured, at least,
 _SLOW, _FEW = 5., 24  # or where batches are slow
 _ROUND = 8  # batches in a round of the rush, at least
+_TOLD = 2  # batches after the first that say what fills the way, before it leaps
 _BESIDE = 6  # times as long as it computes that a busy peer is at a batch, what it does beside that included, about
 _AT_FIRST, _MOST = 4, 256  # batches in flight
 _LONGEST_CALM = 8  # measurements between two trials of fewer
@@ -81,7 +82,7 @@ class Pace:
         self.n = min(self.most, max(n, _AT_FIRST))
         self._fallen, self._low = 0., False  # of the last batches, so many failed; has that left fewer than there are at first?
         self._rushing, self._reached = True, self.n
-        self._filling = math.inf  # the least of what batches said
+        self._filling, self._leap = math.inf, 0  # the least of what batches said; where that led
         self._best, self._best_at, self._unpaid = 0., self.n, 0
         self._base, self._rate, self._trial = self.n, 0., ''  # where trials begin, and its throughput
         self._calm = self._calm_for = 2
@@ -114,9 +115,9 @@ def home(
 @patch
 def _look(self: Pace, seconds: float):
     "Has it been measured for long enough?"
-    slow = self._count >= _FEW and seconds >= _SLOW
+    slow = self._count >= max(_FEW, self.n) and seconds >= _SLOW
     if self._count >= 8 and seconds >= _SECONDS and self._count < seconds * self._rate / 2: self.restart()
-    elif self._count >= _BATCHES and seconds >= _SECONDS or slow: self._cruise(self._count / seconds)
+    elif self._count >= max(_BATCHES, self.n) and seconds >= _SECONDS or slow: self._cruise(self._count / seconds)
 
 @patch
 def failed(self: Pace):
@@ -138,18 +139,25 @@ def bound(self: Pace, most: int):
 def _rush(self: Pace, now: float):
     "One more for each that comes home; at the end of a round: has it paid?"
     if not self._unpaid: self.n = min(self.most, self.n + 1, 2 * self._reached)
+    if self._leap == 0 and self._count >= _TOLD and self._jump(): return
     if self._count < max(self._reached, _ROUND): return
     rate = self._count / max(now - self._since, 1e-9)
-    if rate > _RUSH * self._best: self._best, self._best_at, self._unpaid = rate, self._reached, 0
+    if rate > self._best * (self._reached / self._best_at) ** _GROWS: self._best, self._best_at, self._unpaid = rate, self._reached, 0
     else: self._unpaid += 1
     if self._unpaid < 2 and self._reached < self.most:
-        leap = min(self.most, int(self._filling / _BESIDE))
-        skip, self._filling = 0, 0.
-        if leap > 2 * self.n: skip, self.n = self.n, leap
         self._reached = self.n
-        return self.resume(skip)
-    self._rushing, self.n = False, self._best_at
-    self.resume(skip=self._reached)
+        return self.resume()
+    self._rushing = False
+    self._go(self._best_at)
+
+@patch
+def _jump(self: Pace) -> bool:
+    "To as many as fill the way, once, if that is far more"
+    self._leap = min(self.most, int(self._filling / _BESIDE))
+    if self._leap <= 2 * self.n: return False
+    self._go(self._leap)
+    self._reached = self.n
+    return True
 
 @patch
 def _cruise(self: Pace, rate: float):
@@ -177,8 +185,8 @@ def _judge(self: Pace, rate: float):
         self._base, self._rate = self.n, rate
         return self._try(self._trial)
     if self._trial == 'fewer': self._calm_for = min(_LONGEST_CALM, 2 * self._calm_for)
-    self.n, self._trial = self._base, ''
-    self.resume(skip=self.n)
+    self._go(self._base)
+    self._trial = ''
 
 @patch
 def _try(self: Pace, trial: str):
@@ -186,8 +194,13 @@ def _try(self: Pace, trial: str):
     if trial == 'more': n = min(self.most, max(self.n + 1, round(self.n * 3 / 2)))
     else: n = max(1, min(self.n - 1, round(self.n * 2 / 3)))
     self._trial = trial if n != self.n else ''
-    self.n = n
-    self.resume(skip=n)
+    self._go(n)
+
+@patch
+def _go(self: Pace, n: int):
+    "So many from now on; those that are in flight come home first, before it is measured"
+    skip, self.n = self.n, n
+    self.resume(skip)
 
 # %% ../../nbs/training/03_flight.ipynb #0000000d1
 _NOISE = 16     # batches, B of the text

@@ -1031,6 +1031,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                     'lah_nb.network.dht.DHT._look_again': ('network/dht.html#dht._look_again', 'lah_nb/network/dht.py'),
                                     'lah_nb.network.dht.DHT._look_back': ('network/dht.html#dht._look_back', 'lah_nb/network/dht.py'),
                                     'lah_nb.network.dht.DHT._nearest_to': ('network/dht.html#dht._nearest_to', 'lah_nb/network/dht.py'),
+                                    'lah_nb.network.dht.DHT._nearest_willing': ( 'network/dht.html#dht._nearest_willing',
+                                                                                 'lah_nb/network/dht.py'),
                                     'lah_nb.network.dht.DHT._put_on': ('network/dht.html#dht._put_on', 'lah_nb/network/dht.py'),
                                     'lah_nb.network.dht.DHT._refresh': ('network/dht.html#dht._refresh', 'lah_nb/network/dht.py'),
                                     'lah_nb.network.dht.DHT._renew': ('network/dht.html#dht._renew', 'lah_nb/network/dht.py'),

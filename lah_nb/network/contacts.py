@@ -108,7 +108,7 @@ class Contacts:
         "Those in the table that did not fail just now; if all did, all of them"
         now = trio.current_time()
         shunned = {peer for peer, (until, _) in self.shunned.items() if until > now}
-        return [peer for peer in self.peers if peer not in shunned] or list(self.peers)
+        return [peer for peer in self.peers if peer not in shunned] if shunned and not shunned.issuperset(self.peers) else list(self.peers)
 
 # %% ../../nbs/network/09a_contacts.ipynb #00000008
 @patch
@@ -125,7 +125,7 @@ async def saw(self: Contacts, peer: str, addrs: Sequence[str] = ()):
     self.heard[peer] = trio.current_time()  # those heard last stand last
     if not self.table.peer_in_table(libp2p_id(peer)):
         await self.table.add_peer(PeerInfo(libp2p_id(peer), []), skip_server_mode_check=True)
-        self._ids = None
+        if self.table.peer_in_table(libp2p_id(peer)): self._ids = None  # its bucket may be full
     if len(self.heard) > KNOWN + len(self.seeds): self._let_go(next(p for p in self.heard if p not in self.seeds))
 
 @patch

@@ -192,6 +192,11 @@ OFFERED_TO = 2          # holders, of what enough others announce
 CALM, RARELY = 2, 30    # turned away in a period at one holder, as many as should be; periods, at most, that one rests
 
 @patch
+def _nearest_willing(self: DHT, keys: Iterable[str]) -> dict[str, list[str]]:
+    willing = self.contacts.willing if keys else []
+    return {key: nearest(key, willing, WIDTH) for key in keys}
+
+@patch
 async def _holders_of(self: DHT, keys: Iterable[str], timeout: float | None) -> dict[str, list[str]]:
     "The peers nearest to each key"
     holders = {key: self._known_holders(key) for key in keys}
@@ -213,7 +218,7 @@ async def store(
     "Put signed records on the peers nearest to their keys"
     keys, named = list(dict.fromkeys(record.key for record in records)), {}  # key -> peers that its holders name
     if guess and self.contacts.nearly_all: named = {key: set() for key in keys if not self._known_holders(key)}
-    holders = {key: nearest(key, self.contacts.willing, WIDTH) for key in named} | await self._holders_of([key for key in keys if key not in named], timeout)
+    holders = self._nearest_willing(named) | await self._holders_of([key for key in keys if key not in named], timeout)
     for key, peers in holders.items():
         mine = [self.peer_id] if self.network.addrs or not peers else []
         holders[key] = nearest(key, [*peers, *mine], COPIES)
@@ -228,7 +233,7 @@ async def store(
     self._rest_or_not(records, crowds, set(offers) - set(wanted))
     def is_right(key): return copies.get(key) == len(holders[key]) and set(nearest(key, named[key].union(holders[key]), COPIES)) == set(holders[key])
     right = list(filter(is_right, named))
-    self._remember_holders({key: nearest(key, self.contacts.willing, WIDTH) for key in right}, STORED_FOR)
+    self._remember_holders(self._nearest_willing(right), STORED_FOR)
     wrong = [record for record in records if record.key in named and record.key not in right]
     return copies | (await self.store(wrong, timeout=timeout, guess=False) if wrong else {})
 

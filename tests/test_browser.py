@@ -148,6 +148,11 @@ def test_a_simulated_swarm_loses_a_fifth(notebook):
         assert 'closed' in nb.run(3)
 
 
+def lives(process: psutil.Process) -> bool:
+    try: return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess: return False  # it has just ended
+
+
 def test_no_process_outlives_its_kernel(notebook):
     with notebook(SWARM.replace('peers=4', 'peers=2'), 'swarm', 'print(os.getpid(), *[child.pid for child in psutil.Process().children(recursive=True)])') as nb:
         for end in nb.restart, None:
@@ -157,7 +162,7 @@ def test_no_process_outlives_its_kernel(notebook):
             children[-1].suspend()  # it does not hear that its owner is gone
             if end: end()
             else: os.kill(kernel.pid, signal.SIGKILL)
-            took = until(lambda: not any(child.is_running() and child.status() != psutil.STATUS_ZOMBIE for child in (kernel, *children)))
+            took = until(lambda: not any(map(lives, (kernel, *children))))
             print(f'the last of {len(children)} children ended {took:.1f} s after the kernel was {"restarted" if end else "killed"}')
 
 

@@ -11,6 +11,7 @@ __all__ = ['SHUN', 'SHUN_MOST', 'KNOWN', 'HINTS', 'SHUNNED', 'REMEMBERED', 'SOUR
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
+from itertools import filterfalse
 
 import trio
 from fastcore.basics import patch
@@ -108,7 +109,7 @@ class Contacts:
         "Those in the table that did not fail just now; if all did, all of them"
         now = trio.current_time()
         shunned = {peer for peer, (until, _) in self.shunned.items() if until > now}
-        return [peer for peer in self.peers if peer not in shunned] if shunned and not shunned.issuperset(self.peers) else list(self.peers)
+        return list(filterfalse(shunned.__contains__, self.peers)) or list(self.peers)
 
 # %% ../../nbs/network/09a_contacts.ipynb #00000008
 @patch

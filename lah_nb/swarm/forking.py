@@ -176,7 +176,9 @@ def serve(
                 _become(*asked)
                 sys.exit(main(asked[0]['arguments']))
         _reap(children)
-        if time.monotonic() > until: until = _signal(children, signal.SIGKILL) + 1.
+        if time.monotonic() > until:
+            until = time.monotonic() + 1.
+            _signal(children, signal.SIGKILL)
 
 def _load():
     "What a peer needs"
@@ -195,10 +197,8 @@ def _tell(children: dict[int, int], pid: int, here: int, stdin: int, stdout: int
     children[pid] = told
     _write(told, pid)
 
-def _signal(children: dict[int, int], number: int) -> float:
-    "Send a signal to all children, none of which is reaped; the moment"
-    for pid in children: os.kill(pid, number)
-    return time.monotonic()
+def _signal(children: dict[int, int], number: int):
+    for pid in children: os.kill(pid, number)  # it is there, for it is not reaped
 
 def _write(told: int, number: int):
     try: os.write(told, _NUMBER.pack(number))

@@ -63,7 +63,7 @@ class Rate(Share):
         super().take(caller, n)
 
 # %% ../../nbs/network/01a_shares.ipynb #0000000d
-CALLS, BYTES, CALLS_A_SECOND = 4096, 2 << 30, 8192  # of all callers, under way or lately begun
+CALLS, BYTES, CALLS_A_SECOND = 4096, 2 << 30, 32768  # of all callers, under way or lately begun
 
 class Limits:
     "What callers may have under way at a peer"

@@ -130,3 +130,21 @@ def test_what_is_read_for_others_is_soon_forgotten_and_bounded():
                 for n in range(20): await ask([f'{KEY}.{n}.{i}' for i in range(MAX_READ)])
             nursery.cancel_scope.cancel()
     simulate(main)
+
+
+def test_nobody_waits_for_what_is_fetched_again():
+    async def main():
+        async with MemoryHub(latency=1.5) as hub, trio.open_nursery() as nursery:
+            dhts = await announced(hub, nursery)
+            reader = dhts[5]
+            await read(reader)
+            waited = []
+            for _ in range(600):
+                began = trio.current_time()
+                assert await read(reader) == {str(i) for i in range(12)}
+                waited.append(trio.current_time() - began)
+                await trio.sleep(0.1)
+            assert max(waited) == 0., max(waited)
+            assert trio.current_time() - reader._cache[KEY].fetched < 4 * REFETCH  # and it was
+            nursery.cancel_scope.cancel()
+    simulate(main)

@@ -65,7 +65,7 @@ class DMoE(nn.Module):
         self.balance = Balance(grid, rate=0.02 if balance is True else float(balance)) if balance else None
         self.stats = Stats()
         self.expert_rate = 1.  # of the experts' learning rate; what a trainer's schedule says
-        self.hurry = False  # make calls several times at once where that is quicker: for who has to wait for each batch
+        self.hurry = False  # make calls several times at once where that is quicker: for who has to wait for its batches
         self.loss_scale = None  # of mixed precision: a `GradScaler`'s `get_scale`, so that experts get gradients as they are
         self.report = None  # the `Dispatch` that began last in this copy of the layer
         self._memory = Memory()

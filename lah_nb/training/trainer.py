@@ -22,7 +22,7 @@ from ..errors import LahError
 from ..mixture.trace import recording, span
 from .checkpoints import optimizer_state, optimizer_tensors, read_checkpoint, write_checkpoint
 from .fitting import Conductor, History, Ledger, Plan, Stopwatch, TrainingError
-from .flight import Pace, StepPace, in_flight
+from .flight import Pace, StepPace, in_flight, is_idle
 from .handed import handed
 from .layers import call_stats, cut_off, expert_staleness, filling, remote_layers
 from .optim import cosine, muon
@@ -78,6 +78,7 @@ class Trainer:
         self._lock, self._replicas = threading.RLock(), {}
         self._stepped = threading.Condition(self._lock)
         self._failed_in_a_row, self._failed_at, self._stats_before = 0, 0., call_stats(model)
+        self._filling = 0.  # batches like the last ones that would keep the busiest peer at work
         self.waiting = False  # for a swarm of which nobody answers at the moment
         self._age, self._pending = self.in_flight - 1., 0  # batches that pass a batch in flight; gradients that wait for a step
         self.share = share
@@ -140,11 +141,13 @@ def _train_batch(self: Trainer, data, i: int, slot: int, over: threading.Event):
     layers = remote_layers(replica)
     in_step = self.staleness == 0
     if in_step: rate /= math.sqrt(self.group)  # its steps together go as far as the trunk's one step for them
-    for layer in layers: layer.expert_rate, layer.hurry = max(rate, 1e-6), in_step
+    hurry = in_step or is_idle(self.in_flight, self._filling)
+    for layer in layers: layer.expert_rate, layer.hurry = max(rate, 1e-6), hurry
     clock = [time.perf_counter()]
     with span('data'): x, y = data.batch(i, self.batch_size, seed=self.seed)
     clock.append(time.perf_counter())
     with span('forward'): loss, _ = objective(replica, x, y)
+    if self.pace: self._set_pace(layers)
     clock.append(time.perf_counter())
     with span('backward'): loss.backward()
     clock.append(time.perf_counter())
@@ -153,7 +156,8 @@ def _train_batch(self: Trainer, data, i: int, slot: int, over: threading.Event):
         self._take_in(i, replica, loss.item())
         self.ledger.done(i)
         ages = dict(staleness=self.updates - began['updates'], staleness_samples=self.samples - began['samples'])
-        if self.pace: self._keep_pace(layers)
+        self._filling += (filling(layers) - self._filling) / 20
+        if self.pace: self.pace.home(time.perf_counter(), stepped=self._pending >= self.group)
         self._age += (self.step - began['batches'] - self._age) / 20
         group = self.optimizer.param_groups[0]
         lr = group['lr'] if isinstance(self.schedule, LRScheduler) else group['initial_lr'] * self._rate()
@@ -182,12 +186,13 @@ def _expected(self: Trainer) -> float:
     return by_time if self.plan.last is None else min(by_time, self.plan.last - self.plan.first)
 
 @patch
-def _keep_pace(self: Trainer, layers: list):
-    "A batch has come home: how many are in flight from now on?"
-    plan = self.plan
-    if plan and plan.last is not None: self.pace.bound((plan.last - plan.first) // GENERATIONS)
-    elif plan and plan.seconds: self.pace.bound(BY_THE_CLOCK)
-    self.pace.home(time.perf_counter(), filling(layers), stepped=self._pending >= self.group)
+def _set_pace(self: Trainer, layers: list):
+    "A batch is about to turn back: how many are in flight from now on?"
+    with self._lock:
+        plan = self.plan
+        if plan and plan.last is not None: self.pace.bound((plan.last - plan.first) // GENERATIONS)
+        elif plan and plan.seconds: self.pace.bound(BY_THE_CLOCK)
+        self.pace.turns(filling(layers))
 
 @patch(as_prop=True)
 def group(self: Trainer) -> int:

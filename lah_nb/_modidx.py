@@ -2656,6 +2656,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                    'lah_nb/training/trainer.py'),
                                          'lah_nb.training.trainer.Trainer._follow': ( 'training/trainer.html#trainer._follow',
                                                                                       'lah_nb/training/trainer.py'),
+                                         'lah_nb.training.trainer.Trainer._is_idle': ( 'training/trainer.html#trainer._is_idle',
+                                                                                       'lah_nb/training/trainer.py'),
                                          'lah_nb.training.trainer.Trainer._over': ( 'training/trainer.html#trainer._over',
                                                                                     'lah_nb/training/trainer.py'),
                                          'lah_nb.training.trainer.Trainer._own_rate': ( 'training/trainer.html#trainer._own_rate',

@@ -50,7 +50,7 @@ def in_flight(
         for thread in threads.values(): thread.join(max(0, deadline - time.monotonic()))
 
 # %% ../../nbs/training/03_flight.ipynb #0000000b
-_HALF = 100  # batches in flight with which a batch teaches half as much as a single one, about
+_HALF = 150  # batches in flight with which a batch teaches half as much as a single one, about
 _BREAKS, _GROWS = 0.6, 0.5  # throughput that means other weather; the power of their number with which throughput must grow for more to pay, at first
 _SECONDS, _BATCHES = 1., 64  # for which a throughput is measured, at least,
 _SLOW, _FEW = 5., 24  # or where batches are slow
@@ -58,6 +58,7 @@ _ROUND = 8  # batches in a round of the rush, at least
 _TOLD = 3  # batches that say, as they turn back, what fills the way, before it leaps
 _AHEAD = 2  # times as many as whole trips say, about, what ways out alone say
 _BESIDE = 6  # times as long as it computes that a busy peer is at a batch, what it does beside that included, about
+_IDLE = 3  # batches that would fill the way, for each in flight, where peers have time to spare: busy ones are seen at 1 to 2
 _AT_FIRST, _MOST = 4, 256  # batches in flight
 _LONGEST_CALM = 8  # measurements between two trials of fewer
 _RARE, _PASSES = 1.5, 0.95  # failures that mean nothing; what counts of them after each batch that comes home
@@ -158,15 +159,16 @@ def turns(
     self._filling = min(self._filling, filling / _AHEAD)
     leap = min(self.most, int(self._filling / _BESIDE))
     if self._told != _TOLD or not self._rushing or leap <= 2 * self.n: return
-    self._go(leap)
-    self._reached = self.n
+    self._rushing, self._base = False, leap
+    self.n = leap
+    self.resume(skip=leap)  # those that begin together say nothing of those that come in turns
 
 def is_idle(
     n: int,  # batches in flight
     filling: float,  # batches that keep the busiest peer at work
 ) -> bool:
     "Have peers time to spare?"
-    return filling > _BESIDE * n
+    return filling > _IDLE * n
 
 @patch
 def _cruise(self: Pace, rate: float):

@@ -93,7 +93,7 @@ class Trainer:
     @property
     def in_flight(self) -> int:
         "Batches in flight at a time; set it at will, to 'auto' too"
-        return self.pace.n if self.pace else self._in_flight
+        return pace.n if (pace := self.pace) else self._in_flight
 
     @in_flight.setter
     def in_flight(self, n: int | str):
@@ -141,13 +141,13 @@ def _train_batch(self: Trainer, data, i: int, slot: int, over: threading.Event):
     layers = remote_layers(replica)
     in_step = self.staleness == 0
     if in_step: rate /= math.sqrt(self.group)  # its steps together go as far as the trunk's one step for them
-    hurry = in_step or is_idle(self.in_flight, self._filling)
+    hurry = in_step or self._is_idle
     for layer in layers: layer.expert_rate, layer.hurry = max(rate, 1e-6), hurry
     clock = [time.perf_counter()]
     with span('data'): x, y = data.batch(i, self.batch_size, seed=self.seed)
     clock.append(time.perf_counter())
     with span('forward'): loss, _ = objective(replica, x, y)
-    if self.pace: self._set_pace(layers)
+    if pace := self.pace: self._set_pace(pace, layers)  # somebody may set another
     clock.append(time.perf_counter())
     with span('backward'): loss.backward()
     clock.append(time.perf_counter())
@@ -157,7 +157,7 @@ def _train_batch(self: Trainer, data, i: int, slot: int, over: threading.Event):
         self.ledger.done(i)
         ages = dict(staleness=self.updates - began['updates'], staleness_samples=self.samples - began['samples'])
         self._filling += (filling(layers) - self._filling) / 20
-        if self.pace: self.pace.home(time.perf_counter(), stepped=self._pending >= self.group)
+        if pace := self.pace: pace.home(time.perf_counter(), stepped=self._pending >= self.group)
         self._age += (self.step - began['batches'] - self._age) / 20
         group = self.optimizer.param_groups[0]
         lr = group['lr'] if isinstance(self.schedule, LRScheduler) else group['initial_lr'] * self._rate()
@@ -186,13 +186,19 @@ def _expected(self: Trainer) -> float:
     return by_time if self.plan.last is None else min(by_time, self.plan.last - self.plan.first)
 
 @patch
-def _set_pace(self: Trainer, layers: list):
+def _set_pace(self: Trainer, pace: Pace | StepPace, layers: list):
     "A batch is about to turn back: how many are in flight from now on?"
     with self._lock:
         plan = self.plan
-        if plan and plan.last is not None: self.pace.bound((plan.last - plan.first) // GENERATIONS)
-        elif plan and plan.seconds: self.pace.bound(BY_THE_CLOCK)
-        self.pace.turns(filling(layers))
+        if plan and plan.last is not None: pace.bound((plan.last - plan.first) // GENERATIONS)
+        elif plan and plan.seconds: pace.bound(BY_THE_CLOCK)
+        pace.turns(filling(layers))
+
+@patch(as_prop=True)
+def _is_idle(self: Trainer) -> bool:
+    "Have peers time to spare, though there be no more batches in flight?"
+    pace, n = self.pace, self.in_flight
+    return is_idle(n, self._filling) and (pace is None or n == pace.most)
 
 @patch(as_prop=True)
 def group(self: Trainer) -> int:

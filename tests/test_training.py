@@ -1,5 +1,6 @@
 "Races, interrupts, failures and checkpoints of the trainer"
 import contextlib, copy, heapq, math, os, random, signal, threading, time
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -264,6 +265,14 @@ def test_in_flight_passes_on_a_take_that_fails():
 
 
 def test_constant(): assert constant(0.3) == 1
+
+
+@pytest.mark.parametrize('n, steps, filling, hurried', [(2, 20, 1000., True), (2, 20, 4., False), ('auto', 40, 1000., True), ('auto', 40, 10., False)])
+def test_calls_are_made_several_times_where_peers_are_idle_and_no_more_may_be_in_flight(images, n, steps, filling, hurried):
+    layer, hurries = Layer(lambda n: hurries.append(layer.hurry)), []
+    layer.expert_rate, layer.report = 1., SimpleNamespace(filling=filling, expert_staleness=None)
+    Trainer(small(layer), in_flight=n, progress=False).fit(images, steps=steps)
+    assert not hurries[0] and len(hurries) == steps and hurries[-1] == hurried
 
 
 def test_steering_from_elsewhere(images):

@@ -2650,6 +2650,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                        'lah_nb/training/trainer.py'),
                                          'lah_nb.training.trainer.Trainer._bar': ( 'training/trainer.html#trainer._bar',
                                                                                    'lah_nb/training/trainer.py'),
+                                         'lah_nb.training.trainer.Trainer._bound': ( 'training/trainer.html#trainer._bound',
+                                                                                     'lah_nb/training/trainer.py'),
                                          'lah_nb.training.trainer.Trainer._expected': ( 'training/trainer.html#trainer._expected',
                                                                                         'lah_nb/training/trainer.py'),
                                          'lah_nb.training.trainer.Trainer._fly': ( 'training/trainer.html#trainer._fly',

@@ -59,7 +59,7 @@ _TOLD = 3  # batches that say, as they turn back, what fills the way, before it 
 _AHEAD = 2  # times as many as whole trips say, about, what ways out alone say
 _BESIDE = 6  # times as long as it computes that a busy peer is at a batch, what it does beside that included, about
 _IDLE = 3  # batches that would fill the way, for each in flight, where peers have time to spare: busy ones are seen at 1 to 2
-_AT_FIRST, _MOST = 4, 256  # batches in flight
+_LEAST, _AT_FIRST, _MOST = 4, 8, 256  # batches in flight: from where a rush may begin, from where the first does
 _LONGEST_CALM = 8  # measurements between two trials of fewer
 _RARE, _PASSES = 1.5, 0.95  # failures that mean nothing; what counts of them after each batch that comes home
 
@@ -81,7 +81,7 @@ class Pace:
         self._look_from(self.n // 2)
 
     def _look_from(self, n: int):
-        self.n = min(self.most, max(n, _AT_FIRST))
+        self.n = min(self.most, max(n, _LEAST))
         self._fallen, self._low = 0., False  # of the last batches, so many failed; has that left fewer than there are at first?
         self._rushing, self._reached = True, self.n
         self._filling, self._told = math.inf, 0  # the least of what batches said that turned back; how many these were
@@ -109,7 +109,7 @@ def home(
         return
     self._count += 1
     if self._rushing: self._rush(now)
-    elif self._low and self._count >= _ROUND: self._look_from(_AT_FIRST)  # what so few bring would take long to measure
+    elif self._low and self._count >= _ROUND: self._look_from(_LEAST)  # what so few bring would take long to measure
     else: self._look(now - self._since)
 
 @patch
@@ -132,7 +132,7 @@ def failed(self: Pace):
 @patch
 def bound(self: Pace, most: int):
     "Never more than so many, but for a few"
-    self.most = min(max(most, _AT_FIRST), _MOST)
+    self.most = min(max(most, _LEAST), _MOST)
     self.n = min(self.n, self.most)
 
 @patch
@@ -222,7 +222,7 @@ _CAP = 2.5      # times what steps take on average: the most that one of them ma
 
 class StepPace:
     "Finds how many batches in flight bring learning furthest, where each step waits for all of them"
-    def __init__(self, n: int = _AT_FIRST, *, most: int = _MOST):
+    def __init__(self, n: int = _LEAST, *, most: int = _MOST):
         self.n, self.most = n, most
         self._sums = [0.] * 6  # of weights; and with these of n, n^2, seconds, n * seconds, batches, for each step
         self._turn, self._held, self._count = 0, 0, 0

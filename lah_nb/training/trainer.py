@@ -189,10 +189,15 @@ def _expected(self: Trainer) -> float:
 def _set_pace(self: Trainer, pace: Pace | StepPace, layers: list):
     "A batch is about to turn back: how many are in flight from now on?"
     with self._lock:
-        plan = self.plan
-        if plan and plan.last is not None: pace.bound((plan.last - plan.first) // GENERATIONS)
-        elif plan and plan.seconds: pace.bound(BY_THE_CLOCK)
+        self._bound(pace)
         pace.turns(filling(layers))
+
+@patch
+def _bound(self: Trainer, pace: Pace | StepPace):
+    "No more in flight than this fit can do with"
+    plan = self.plan
+    if plan and plan.last is not None: pace.bound((plan.last - plan.first) // GENERATIONS)
+    elif plan and plan.seconds: pace.bound(BY_THE_CLOCK)
 
 @patch(as_prop=True)
 def _is_idle(self: Trainer) -> bool:
@@ -322,7 +327,9 @@ def _take(self: Trainer, until: int | None) -> int | None:
 def _fly(self: Trainer, data, until: int | None):
     "Train up to step `until`, yielding after every batch"
     over = threading.Event()
-    if self.pace: self.pace.resume()
+    if self.pace:
+        self._bound(self.pace)
+        self.pace.resume()
     work = lambda i, slot: self._attempt(data, i, slot, over)
     try:
         with closing(in_flight(work, lambda: self._take(until), lambda: self.in_flight, drain=self.drain)) as batches:

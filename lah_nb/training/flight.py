@@ -210,7 +210,7 @@ def _try(self: Pace, trial: str):
 @patch
 def _go(self: Pace, n: int):
     "So many from now on; those that are in flight come home first, before it is measured"
-    skip, self.n = self.n, n
+    skip, self.n = self.n, min(n, self.most)
     self.resume(skip)
 
 # %% ../../nbs/training/03_flight.ipynb #0000000d1

@@ -76,6 +76,11 @@ class Pace:
 
     def __repr__(self): return f'Pace({self.n} in flight, {"rushing" if self._rushing else "cruising"})'
 
+    @property
+    def knows(self) -> bool:
+        "Have enough batches said, as they turned back, what fills the way?"
+        return self._told >= _TOLD
+
     def restart(self):
         "Something has changed: look again, from half of the present number on"
         self._look_from(self.n // 2)
@@ -159,8 +164,7 @@ def turns(
     self._filling = min(self._filling, filling / _AHEAD)
     leap = min(self.most, int(self._filling / _BESIDE))
     if self._told != _TOLD or not self._rushing or leap <= 2 * self.n: return
-    self._rushing, self._base = False, leap
-    self.n = leap
+    self._rushing, self.n = False, leap
     self.resume(skip=leap)  # those that begin together say nothing of those that come in turns
 
 def is_idle(
@@ -222,6 +226,7 @@ _CAP = 2.5      # times what steps take on average: the most that one of them ma
 
 class StepPace:
     "Finds how many batches in flight bring learning furthest, where each step waits for all of them"
+    knows = True  # all it needs of batches that turn back, which is nothing
     def __init__(self, n: int = _LEAST, *, most: int = _MOST):
         self.n, self.most = n, most
         self._sums = [0.] * 6  # of weights; and with these of n, n^2, seconds, n * seconds, batches, for each step
@@ -239,8 +244,6 @@ class StepPace:
     def failed(self):
         "Batches have come home with nothing: half as many for some steps"
         self.n, self._held, self._since = max(1, self.n // 2), 0, None
-
-    def turns(self, filling: float): pass
 
     def home(self, now: float, *, stepped: bool = False):
         "A batch has come home; a step is measured when the trunk is about to take it"

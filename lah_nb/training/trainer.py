@@ -147,7 +147,8 @@ def _train_batch(self: Trainer, data, i: int, slot: int, over: threading.Event):
     with span('data'): x, y = data.batch(i, self.batch_size, seed=self.seed)
     clock.append(time.perf_counter())
     with span('forward'): loss, _ = objective(replica, x, y)
-    if pace := self.pace: self._set_pace(pace, layers)  # somebody may set another
+    if (pace := self.pace) and not pace.knows:
+        with self._lock: pace.turns(filling(layers))
     clock.append(time.perf_counter())
     with span('backward'): loss.backward()
     clock.append(time.perf_counter())
@@ -157,7 +158,9 @@ def _train_batch(self: Trainer, data, i: int, slot: int, over: threading.Event):
         self.ledger.done(i)
         ages = dict(staleness=self.updates - began['updates'], staleness_samples=self.samples - began['samples'])
         self._filling += (filling(layers) - self._filling) / 20
-        if pace := self.pace: pace.home(time.perf_counter(), stepped=self._pending >= self.group)
+        if pace := self.pace:  # somebody may set another
+            self._bound(pace)
+            pace.home(time.perf_counter(), stepped=self._pending >= self.group)
         self._age += (self.step - began['batches'] - self._age) / 20
         group = self.optimizer.param_groups[0]
         lr = group['lr'] if isinstance(self.schedule, LRScheduler) else group['initial_lr'] * self._rate()
@@ -184,13 +187,6 @@ def _expected(self: Trainer) -> float:
     progress = self.plan.progress(self.step, self.seconds)
     by_time = (self.step - self.plan.first) / progress if progress > 0.01 else math.inf
     return by_time if self.plan.last is None else min(by_time, self.plan.last - self.plan.first)
-
-@patch
-def _set_pace(self: Trainer, pace: Pace | StepPace, layers: list):
-    "A batch is about to turn back: how many are in flight from now on?"
-    with self._lock:
-        self._bound(pace)
-        pace.turns(filling(layers))
 
 @patch
 def _bound(self: Trainer, pace: Pace | StepPace):

@@ -8,6 +8,7 @@ from conftest import until
 from torch import nn
 
 from lah_nb.training import ImageData, TrainingError, in_flight
+from lah_nb.training.fitting import Plan
 from lah_nb.training.flight import Pace
 from lah_nb.training import sharing
 from lah_nb.training.sharing import Common, Post
@@ -275,6 +276,18 @@ def test_calls_are_made_several_times_where_peers_are_idle_and_no_more_may_be_in
     assert not hurries[0] and len(hurries) == steps and hurries[-1] == hurried
 
 
+def test_no_more_in_flight_than_either_end_of_a_fit_allows(images):
+    trainer = Trainer(small(), progress=False)
+    def most(**ends):
+        trainer.fit(images, **ends)
+        return trainer.pace.most
+    assert (most(steps=300), most(seconds=0.2), most(steps=10**6, seconds=0.2), most(steps=60, seconds=60.), most(steps=2000)) == (30, 64, 64, 6, 200)
+    trainer.sharing = SimpleNamespace(others=3)
+    trainer.plan = Plan(0, None, 10., 0.)
+    trainer._bound(trainer.pace)
+    assert trainer.pace.most == 16
+
+
 def test_steering_from_elsewhere(images):
     seen = threading.Event()
     trainer = Trainer(small(Layer(lambda n: time.sleep(0.002))), progress=False)
@@ -353,21 +366,22 @@ def test_rates_of_trunk_and_experts_rise_and_fall_together(images):
     assert seen[0] == pytest.approx(0.1) and max(seen) > 0.99 and 0 < seen[-1] < 0.03
 
 
-def test_each_step_of_one_is_taken_once_by_all_though_posts_are_missed(monkeypatch):
+def test_each_step_of_one_is_taken_once_by_all_though_posts_are_missed_and_come_late(monkeypatch):
     monkeypatch.setattr(sharing, 'TOGETHER', 0.)
     monkeypatch.setattr(sharing, 'CALM', 10**9)
     rng, at = random.Random(0), {name: torch.zeros(3) for name in 'abc'}
     common, updates = {name: Common(w) for name, w in at.items()}, dict.fromkeys(at, 0)
-    def meet(name, missing):
-        posts = {other: Post(at[other], common[other].moved(at[other]), updates=updates[other]) for other in at}
-        others = {other: None if other in missing else posts[other] for other in at if other != name}
-        at[name] = at[name] + common[name].take(posts[name], others if len(missing) < 3 else {})  # or no board can be reached
+    pinned = {name: [] for name in at}
+    def meet(name, missing, old=()):  # old: whose post before the last is read, on a board that has missed the last
+        for other in at: pinned[other] = [*pinned[other][-1:], Post(at[other], common[other].moved(at[other]), updates=updates[other])]
+        others = {other: pinned[other][0 if other in old else -1] for other in at if other not in (name, *missing)}
+        at[name] = at[name] + common[name].take(pinned[name][-1], others)
     for name in at: meet(name, ())  # they see each other for the first time
     steps = torch.zeros(3)
     for _ in range(200):
         name, step = rng.choice('abc'), torch.randn(3)
         at[name], steps, updates[name] = at[name] + step, steps + step, updates[name] + 1
-        meet(rng.choice('abc'), rng.sample('abc', rng.choice((0, 0, 1, 2, 3))))
+        meet(rng.choice('abc'), rng.sample('abc', rng.choice((0, 0, 1, 2, 3))), rng.sample('abc', rng.choice((0, 0, 1))))
     for name in at: meet(name, ())
     for name in at: assert torch.allclose(at[name], steps, atol=1e-3)
 
@@ -411,6 +425,26 @@ def test_trainers_that_share_a_name_keep_together():
         ill.sharing.meeting.exchange(Post(weights(ill), weights(ill), samples=8, rate=1.))
         ann.sharing.meet()
         assert weights(ann).isfinite().all() and 'not finite' in str(ann.sharing.meeting.refused)
+
+
+@pytest.mark.slow
+def test_trainers_that_begin_at_one_moment_and_far_away_come_together():
+    from lah_nb import DMoE, Swarm
+    from lah_nb.network.weather import Weather
+    data = ImageData(torch.randn(256, 6), torch.randint(3, (256,)), torch.randn(32, 6), torch.randint(3, (32,)), 3, 'noise')
+    weights = lambda trainer: torch.cat([p.detach().flatten() for p in trainer.model.parameters()])
+    with Swarm.local(peers=3, experts='ffn.[0:4]', hidden_dim=8) as swarm, contextlib.ExitStack() as stack:
+        def trainer(seed):
+            torch.manual_seed(seed)
+            layer = DMoE(stack.enter_context(Swarm.join(swarm.addrs)), 8, grid=(4,), k=2)
+            stack.enter_context(Weather(delay=0.5, drop=0.1, seed=seed).over(layer.swarm))
+            return Trainer(Classifier([layer], 6, 8, 3), batch_size=8, in_flight=4, lr=1e-2, share='noise', progress=False)
+        trainers = [trainer(seed) for seed in range(3)]
+        apart = (weights(trainers[0]) - weights(trainers[1])).norm()
+        for each in trainers: each.start(data, seconds=25.)
+        for each in trainers: assert each.wait(60) and each.error is None
+        assert len({each.sharing.line for each in trainers}) == 1 and all(each.updates for each in trainers)
+        for each in trainers[1:]: assert (weights(trainers[0]) - weights(each)).norm() < apart / 8
 
 
 def test_whose_first_batches_fail_has_many_in_flight_soon_where_they_travel_for_seconds():

@@ -135,9 +135,9 @@ def failed(self: Pace):
     self.resume(skip=self.n)
 
 @patch
-def bound(self: Pace, most: int):
+def bound(self: Pace, most: float):
     "Never more than so many, but for a few"
-    self.most = min(max(most, _LEAST), _MOST)
+    self.most = int(min(max(most, _LEAST), _MOST))
     self.n = min(self.n, self.most)
 
 @patch
@@ -236,9 +236,9 @@ class StepPace:
     def __repr__(self): return f'StepPace({self.n} in flight)'
     def resume(self): self._since = None
 
-    def bound(self, most: int):
+    def bound(self, most: float):
         "Never more than so many"
-        self.most = min(max(most, 1), _MOST)
+        self.most = int(min(max(most, 1), _MOST))
         self.n = min(self.n, self.most)
 
     def failed(self):

@@ -191,9 +191,10 @@ def _expected(self: Trainer) -> float:
 @patch
 def _bound(self: Trainer, pace: Pace | StepPace):
     "No more in flight than this fit can do with"
-    plan = self.plan
-    if plan and plan.last is not None: pace.bound((plan.last - plan.first) // GENERATIONS)
-    elif plan and plan.seconds: pace.bound(BY_THE_CLOCK)
+    plan, bounds = self.plan, [math.inf]
+    if plan and plan.last is not None: bounds.append((plan.last - plan.first) // GENERATIONS)
+    if plan and plan.seconds: bounds.append(BY_THE_CLOCK / (1 + (self.sharing.others if self.sharing else 0)))
+    pace.bound(min(bounds))
 
 @patch(as_prop=True)
 def _is_idle(self: Trainer) -> bool:

@@ -18,7 +18,7 @@ from datetime import date
 from pathlib import Path
 
 HERE = Path(__file__).parent
-HISTORY = HERE / 'history.jsonl'
+HISTORY = HERE.parent / 'nbs' / 'experiments' / 'history.jsonl'  # drawn by the page beside it
 PARTS = 'step', 'call', 'tensor', 'memory', 'start'
 ONE_THREAD = {name: '1' for name in ('OMP_NUM_THREADS', 'MKL_NUM_THREADS', 'OPENBLAS_NUM_THREADS')}
 os.environ.update(ONE_THREAD)

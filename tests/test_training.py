@@ -404,10 +404,10 @@ def test_trainers_that_share_a_name_keep_together():
     data = ImageData(torch.randn(256, 6), torch.randint(3, (256,)), torch.randn(32, 6), torch.randint(3, (32,)), 3, 'noise')
     weights = lambda trainer: torch.cat([p.detach().flatten() for p in trainer.model.parameters()])
     with Swarm.local(peers=2, experts='ffn.[0:4]', hidden_dim=8) as swarm, contextlib.ExitStack() as stack:
-        def trainer(seed, share='noise'):
+        def trainer(seed, share='noise', features=6):
             torch.manual_seed(seed)
             layer = DMoE(stack.enter_context(Swarm.join(swarm.addrs)), 8, grid=(4,), k=2)
-            made = Trainer(Classifier([layer], 6, 8, 3), batch_size=8, in_flight=2, lr=1e-2, share=share, progress=False)
+            made = Trainer(Classifier([layer], features, 8, 3), batch_size=8, in_flight=2, lr=1e-2, share=share, progress=False)
             return made
         ann, bob, alone = trainer(0), trainer(1), trainer(2, share=None)
         for each in ann, bob, alone: each.start(data, seconds=5.)
@@ -425,6 +425,9 @@ def test_trainers_that_share_a_name_keep_together():
         ill.sharing.meeting.exchange(Post(weights(ill), weights(ill), samples=8, rate=1.))
         ann.sharing.meet()
         assert weights(ann).isfinite().all() and 'not finite' in str(ann.sharing.meeting.refused)
+        other, before = trainer(5, features=5), time.monotonic()
+        other.sharing.begin()
+        assert 'other weights' in str(other.sharing.meeting.refused) and time.monotonic() - before < sharing.MEET_WITHIN / 2  # nobody to wait for
 
 
 @pytest.mark.slow

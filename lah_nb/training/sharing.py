@@ -149,7 +149,7 @@ class Meeting:
                 for peer in boards: nursery.start_soon(pin, peer)
                 for author in self.heard_of: look_once(author)  # rather than hear of them first
         authors = dict.fromkeys(author for peer in boards for author in listed.get(peer, ()))
-        self.heard_of = [author for author in authors if author != self.swarm.network.peer_id]
+        if authors: self.heard_of = [author for author in authors if author != self.swarm.network.peer_id]
         return {author: read.get(author) for author in authors}
 
     async def _read(self, peer: str, author: str) -> Post | None:
@@ -227,7 +227,7 @@ class Sharing:
         together = {author: post for author, post in posts.items() if post and post.line == self.line != ''}
         self._add(self._common.take(ours, together))
         self.meetings += bool(self.others)
-        return bool(posts) and all(post for author, post in posts.items() if author != us)
+        return bool(posts) and all(post or author in (us, *self.meeting.refused) for author, post in posts.items())
 
     def begin(self):
         "Go on from where the eldest is, if it is not we"

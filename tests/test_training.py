@@ -9,8 +9,8 @@ from torch import nn
 
 from lah_nb.training import ImageData, TrainingError, in_flight
 from lah_nb.training.fitting import Plan
-from lah_nb.training.flight import Pace
-from lah_nb.training import sharing
+from lah_nb.training.flight import Pace, Worked
+from lah_nb.training import flight, sharing
 from lah_nb.training.sharing import Common, Post
 from lah_nb import CausalTransformer, Classifier, Trainer, constant, cosine, dense_ffn
 from lah_nb.errors import LahError
@@ -269,11 +269,38 @@ def test_constant(): assert constant(0.3) == 1
 
 
 @pytest.mark.parametrize('n, steps, filling, hurried', [(2, 20, 1000., True), (2, 20, 4., False), ('auto', 40, 1000., True), ('auto', 40, 10., False)])
-def test_calls_are_made_several_times_where_peers_are_idle_and_no_more_may_be_in_flight(images, n, steps, filling, hurried):
+def test_calls_are_made_several_times_where_peers_are_idle_and_no_more_may_be_in_flight(monkeypatch, images, n, steps, filling, hurried):
     layer, hurries = Layer(lambda n: hurries.append(layer.hurry)), []
     layer.expert_rate, layer.report = 1., SimpleNamespace(filling=filling, expert_staleness=None)
     Trainer(small(layer), in_flight=n, progress=False).fit(images, steps=steps)
     assert not hurries[0] and len(hurries) == steps and hurries[-1] == hurried
+    monkeypatch.setattr(Worked, 'spares', False)
+    Trainer(small(layer), in_flight=n, progress=False).fit(images, steps=steps)
+    assert hurries[-1] is False
+
+
+@pytest.mark.parametrize('seconds, spares', [(0.8, True), (1.2, False)])  # of a core, of the two between two looks
+def test_a_process_that_works_more_than_half_a_core_has_no_time_to_spare(monkeypatch, seconds, spares):
+    wall, worked = [10.], [3.]
+    monkeypatch.setattr(flight, 'time', SimpleNamespace(monotonic=lambda: wall[0], process_time=lambda: worked[0]))
+    own = Worked()
+    wall[0], worked[0] = 11., 4.
+    assert own.spares  # it has not looked yet
+    wall[0], worked[0] = 12., 3. + seconds
+    assert own.spares == spares
+    wall[0] = 14.
+    assert own.spares
+
+
+@pytest.mark.parametrize('idle', [True, False])
+def test_fewer_in_flight_are_not_tried_where_peers_are_idle(idle):
+    pace, now, least = Pace(64, most=64), 0., 64
+    pace._rushing = False
+    for i in range(4000):
+        now += 1 / pace.n
+        pace.home(now, idle=idle)
+        least = min(least, pace.n)
+    assert (least == 64) == idle
 
 
 def test_no_more_in_flight_than_either_end_of_a_fit_allows(images):

@@ -7,7 +7,7 @@ __all__ = ['HEDGE_AFTER', 'BRIEFLY', 'AGAIN', 'LARGE', 'LOST_AFTER', 'Round', 'l
 
 # %% ../../nbs/mixture/07b_rounds.ipynb #00000003
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 import trio
@@ -130,21 +130,23 @@ def given_up(round: Round, now: float) -> list[Outcome]:
 # %% ../../nbs/mixture/07b_rounds.ipynb #0000000c
 LOST_AFTER = 0.5  # seconds, at least, after which a call that others overtook is lost
 
-async def _suspect(roster: Roster, ask: Ask, trouble: Callable[[Ask, bool], None]):
+# Who looks after a call yields the moments at which it wants to look. Tasks of their own would take a third of what a small call takes.
+
+def _suspect(roster: Roster, ask: Ask, start: float, trouble: Callable[[Ask, bool], None]) -> Iterator[float]:
     "Tell of a call that takes too long; bench its peer once nothing else has come from there either"
     peer_id = ask.call.peer_id
     patience = roster.suspect_after(peer_id, ask.size)
-    await trio.sleep(patience)
+    yield start + patience
     trouble(ask, True)
-    while roster.heard_since(peer_id, patience): await trio.sleep(patience / 4)
+    while roster.heard_since(peer_id, patience): yield trio.current_time() + patience / 4
     roster.bench(peer_id, f'no answer to {ask.method} for {patience:.2g} s', ask)
 
-async def _leave_behind(roster: Roster, ask: Ask, start: float, scope: trio.CancelScope):
+def _leave_behind(roster: Roster, ask: Ask, start: float, end: Callable[[], None]) -> Iterator[float]:
     "End a call that takes far longer than usual once its peer has answered one that began later"
     wait = 2 * (roster.longest(ask.call.peer_id, ask.size) or UNKNOWN)
-    await trio.sleep(max(wait, LOST_AFTER))
-    while not roster.overtaken(ask.call.peer_id, trio.current_time() - start): await trio.sleep(LOST_AFTER / 5)
-    scope.cancel()
+    yield start + max(wait, LOST_AFTER)
+    while not roster.overtaken(ask.call.peer_id, trio.current_time() - start): yield trio.current_time() + LOST_AFTER / 5
+    end()
 
 async def _say(
     network: Network,
@@ -168,24 +170,16 @@ async def _make_call(
     codec: str,
     trouble: Callable[[Ask, bool], None],
 ) -> Outcome:
-    "One call; `trouble` hears at once of a peer that is suspected (True) or has failed (False)"
+    "One call; `trouble` hears at once of a peer that has failed"
     call, start = ask.call, trio.current_time()
-    lost, overtaken = f'peer {call.peer_id} lost a call: it has answered later ones', True
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(_suspect, roster, ask, trouble)
-        nursery.start_soon(_leave_behind, roster, ask, start, nursery.cancel_scope)
-        try:
-            meta, tensors = await _say(network, ask, timeout, codec)
-            lost, overtaken = '', False
-        except LahError as error:
-            _note_failure(roster, ask, error, trio.current_time() - start)
-            lost, overtaken = error.text, False
-        finally: nursery.cancel_scope.cancel()
-    seconds = trio.current_time() - start
-    if lost:
+    try: meta, tensors = await _say(network, ask, timeout, codec)
+    except LahError as error:
+        seconds = trio.current_time() - start
+        _note_failure(roster, ask, error, seconds)
         roster.failed(call.peer_id)
-        trouble(ask, overtaken)
-        return Outcome.lost(call, lost, seconds)
+        trouble(ask, False)
+        return Outcome.lost(call, error.text, seconds)
+    seconds = trio.current_time() - start
     roster.on_time(call.peer_id, seconds)
     outcome = _outcome(call, meta, tensors[0], seconds)
     if roster.audits is not None: roster.audits.look(ask, outcome, codec)
@@ -216,17 +210,43 @@ class _Driver:
     scope: trio.CancelScope
     nursery: trio.Nursery | None = None
     scopes: dict[int, trio.CancelScope] = field(default_factory=dict)  # of the calls that are away, by the id of their `Ask`
+    watches: dict[int, list] = field(default_factory=dict)  # of the same: (when to look, who looks) of each who looks after it
+    behind: set[int] = field(default_factory=set)  # of the same: those that later ones have overtaken
+    nap: trio.CancelScope = field(default_factory=trio.CancelScope)  # until somebody has to look
 
     async def run(self):
         with self.scope:
             async with trio.open_nursery() as self.nursery:
                 for ask in list(self.round.begun): self.nursery.start_soon(self._one, ask)
+                while not self.round.over:
+                    with self.nap: await trio.sleep_forever()
+                    self.nap = trio.CancelScope(deadline=self._look(trio.current_time()))
+
+    def _look(self, now: float) -> float:
+        "Let those look whose time has come; when the next one has to"
+        for call, watches in self.watches.items():
+            self.watches[call] = [(next(who, math.inf) if due <= now else due, who) for due, who in watches]
+        return min((due for watches in self.watches.values() for due, _ in watches), default=math.inf)
+
+    def _watch(self, ask: Ask, start: float):
+        def end():
+            self.behind.add(id(ask))
+            self.scopes[id(ask)].cancel()
+        who = _suspect(self.roster, ask, start, self._trouble), _leave_behind(self.roster, ask, start, end)
+        self.watches[id(ask)] = [(next(each), each) for each in who]
+        self.nap.deadline = min(self.nap.deadline, *(due for due, _ in self.watches[id(ask)]))
 
     async def _one(self, ask: Ask):
-        left, outcome = max(self.round.began + self.round.timeout - trio.current_time(), 0.), Outcome.spared(ask.call)
-        with trio.CancelScope() as self.scopes[id(ask)], self.roster.calling(ask.call.peer_id):
-            outcome = await _make_call(self.network, self.roster, ask, left, self.codec, self._trouble)
-        del self.scopes[id(ask)]
+        start, peer_id, outcome = trio.current_time(), ask.call.peer_id, Outcome.spared(ask.call)
+        left, scope = max(self.round.began + self.round.timeout - start, 0.), trio.CancelScope()
+        self.scopes[id(ask)] = scope
+        self._watch(ask, start)
+        with scope, self.roster.calling(peer_id): outcome = await _make_call(self.network, self.roster, ask, left, self.codec, self._trouble)
+        del self.scopes[id(ask)], self.watches[id(ask)]
+        if scope.cancelled_caught and id(ask) in self.behind:
+            outcome = Outcome.lost(ask.call, f'peer {peer_id} lost a call: it has answered later ones', trio.current_time() - start)
+            self.roster.failed(peer_id)
+            self._trouble(ask, True)
         self.round.note(outcome, ask, now := trio.current_time())
         if outcome.tensor is not None: self._spare(ask.call)
         if self.round.over: return self.scope.cancel()

@@ -176,7 +176,7 @@ def standing_in(
             Thread=lambda *args, **options: Thread(nursery, *args, **options), Lock=Lock, RLock=lambda: Lock(again=True), Event=Event,
             Condition=Condition, current_thread=threading.current_thread),
         'queue': SimpleNamespace(SimpleQueue=SimpleQueue, Empty=queue.Empty),
-        'time': SimpleNamespace(perf_counter=now, monotonic=now, time=now, sleep=lambda seconds: wait_for(trio.sleep, seconds))}
+        'time': SimpleNamespace(perf_counter=now, monotonic=now, time=now, process_time=lambda: 0., sleep=lambda seconds: wait_for(trio.sleep, seconds))}
     kept = [(module, name, getattr(module, name)) for module in modules for name in made if hasattr(module, name)]
     for module, name, _ in kept: setattr(module, name, made[name])
     collects = gc.isenabled()

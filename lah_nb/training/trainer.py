@@ -22,7 +22,7 @@ from ..errors import LahError
 from ..mixture.trace import recording, span
 from .checkpoints import optimizer_state, optimizer_tensors, read_checkpoint, write_checkpoint
 from .fitting import Conductor, History, Ledger, Plan, Stopwatch, TrainingError
-from .flight import Pace, StepPace, in_flight, is_idle
+from .flight import Pace, StepPace, Worked, in_flight, is_idle
 from .handed import handed
 from .layers import call_stats, cut_off, expert_staleness, filling, remote_layers
 from .optim import cosine, muon
@@ -79,6 +79,7 @@ class Trainer:
         self._stepped = threading.Condition(self._lock)
         self._failed_in_a_row, self._failed_at, self._stats_before = 0, 0., call_stats(model)
         self._filling = 0.  # batches like the last ones that would keep the busiest peer at work
+        self._worked = Worked()
         self.waiting = False  # for a swarm of which nobody answers at the moment
         self._age, self._pending = self.in_flight - 1., 0  # batches that pass a batch in flight; gradients that wait for a step
         self.share = share
@@ -160,7 +161,7 @@ def _train_batch(self: Trainer, data, i: int, slot: int, over: threading.Event):
         self._filling += (filling(layers) - self._filling) / 20
         if pace := self.pace:  # somebody may set another
             self._bound(pace)
-            pace.home(time.perf_counter(), stepped=self._pending >= self.group)
+            pace.home(time.perf_counter(), stepped=self._pending >= self.group, idle=is_idle(pace.n, self._filling))
         self._age += (self.step - began['batches'] - self._age) / 20
         group = self.optimizer.param_groups[0]
         lr = group['lr'] if isinstance(self.schedule, LRScheduler) else group['initial_lr'] * self._rate()
@@ -198,9 +199,9 @@ def _bound(self: Trainer, pace: Pace | StepPace):
 
 @patch(as_prop=True)
 def _is_idle(self: Trainer) -> bool:
-    "Have peers time to spare, though there be no more batches in flight?"
-    pace, n = self.pace, self.in_flight
-    return is_idle(n, self._filling) and (pace is None or n == pace.most)
+    "Have peers and this process time to spare, though there be no more batches in flight?"
+    pace, n, spares = self.pace, self.in_flight, self._worked.spares
+    return spares and is_idle(n, self._filling) and (pace is None or n == pace.most)
 
 @patch(as_prop=True)
 def group(self: Trainer) -> int:

@@ -279,8 +279,8 @@ def test_calls_are_made_several_times_where_peers_are_idle_and_no_more_may_be_in
     assert hurries[-1] is False
 
 
-@pytest.mark.parametrize('seconds, spares', [(0.8, True), (1.2, False)])  # of a core, of the two between two looks
-def test_a_process_that_works_more_than_half_a_core_has_no_time_to_spare(monkeypatch, seconds, spares):
+@pytest.mark.parametrize('seconds, spares', [(1.7, True), (1.9, False)])  # of one core's two between two looks
+def test_a_process_that_fills_its_core_has_no_time_to_spare(monkeypatch, seconds, spares):
     wall, worked = [10.], [3.]
     monkeypatch.setattr(flight, 'time', SimpleNamespace(monotonic=lambda: wall[0], process_time=lambda: worked[0]))
     own = Worked()
@@ -292,15 +292,25 @@ def test_a_process_that_works_more_than_half_a_core_has_no_time_to_spare(monkeyp
     assert own.spares
 
 
-@pytest.mark.parametrize('idle', [True, False])
-def test_fewer_in_flight_are_not_tried_where_peers_are_idle(idle):
+@pytest.mark.parametrize('filling, idle', [(1000., True), (100., False)])
+def test_fewer_in_flight_are_not_tried_where_peers_are_idle(filling, idle):
     pace, now, least = Pace(64, most=64), 0., 64
     pace._rushing = False
     for i in range(4000):
         now += 1 / pace.n
-        pace.home(now, idle=idle)
+        pace.home(now, filling=filling)
         least = min(least, pace.n)
     assert (least == 64) == idle
+
+
+def test_a_leap_that_was_too_short_is_made_up_for_in_one_trial():
+    pace, now, seen = Pace(), 0., []
+    for _ in range(3): pace.turns(360.)
+    for i in range(300):
+        now += 6. / pace.n  # each is away for six seconds, however many are
+        pace.home(now, filling=1200.)
+        if pace.n not in seen[-1:]: seen.append(pace.n)
+    assert seen[:2] == [30, 200], seen
 
 
 def test_no_more_in_flight_than_either_end_of_a_fit_allows(images):

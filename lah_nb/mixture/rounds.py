@@ -70,7 +70,8 @@ class Round:
 
     def note(self, outcome: Outcome, ask: Ask, now: float):
         "A call has ended; with enough answers the rest gets `grace`, or as long again as it took so far, or as it usually takes; but no more than twice what is usual"
-        self.outcomes.append(outcome)
+        again = outcome.tensor is not None and self.lacking.isdisjoint(ask.call.uids)  # others were quicker, if but by a moment
+        self.outcomes.append(Outcome.spared(ask.call) if again else outcome)
         if ask in self.unhedged: self.unhedged.remove(ask)
         if outcome.tensor is not None: self.lacking.difference_update(ask.call.uids)
         if self.satisfied or not self.enough(self.outcomes): return
@@ -141,12 +142,12 @@ def _suspect(roster: Roster, ask: Ask, start: float, trouble: Callable[[Ask, boo
     while roster.heard_since(peer_id, patience): yield trio.current_time() + patience / 4
     roster.bench(peer_id, f'no answer to {ask.method} for {patience:.2g} s', ask)
 
-def _leave_behind(roster: Roster, ask: Ask, start: float, end: Callable[[], None]) -> Iterator[float]:
+def _leave_behind(roster: Roster, ask: Ask, start: float, end: Callable[[Ask], None]) -> Iterator[float]:
     "End a call that takes far longer than usual once its peer has answered one that began later"
     wait = 2 * (roster.longest(ask.call.peer_id, ask.size) or UNKNOWN)
     yield start + max(wait, LOST_AFTER)
     while not roster.overtaken(ask.call.peer_id, trio.current_time() - start): yield trio.current_time() + LOST_AFTER / 5
-    end()
+    end(ask)
 
 async def _say(
     network: Network,
@@ -210,7 +211,7 @@ class _Driver:
     scope: trio.CancelScope
     nursery: trio.Nursery | None = None
     scopes: dict[int, trio.CancelScope] = field(default_factory=dict)  # of the calls that are away, by the id of their `Ask`
-    watches: dict[int, list] = field(default_factory=dict)  # of the same: (when to look, who looks) of each who looks after it
+    watches: dict[int, list] = field(default_factory=dict)  # of the same, and of all of them: (when to look, who looks) of each who looks after it
     behind: set[int] = field(default_factory=set)  # of the same: those that later ones have overtaken
     nap: trio.CancelScope = field(default_factory=trio.CancelScope)  # until somebody has to look
 
@@ -221,6 +222,7 @@ class _Driver:
                 while not self.round.over:
                     with self.nap: await trio.sleep_forever()
                     self.nap = trio.CancelScope(deadline=self._look(trio.current_time()))
+        self.watches.clear()  # they know the driver
 
     def _look(self, now: float) -> float:
         "Let those look whose time has come; when the next one has to"
@@ -228,19 +230,19 @@ class _Driver:
             self.watches[call] = [(next(who, math.inf) if due <= now else due, who) for due, who in watches]
         return min((due for watches in self.watches.values() for due, _ in watches), default=math.inf)
 
-    def _watch(self, ask: Ask, start: float):
-        def end():
-            self.behind.add(id(ask))
-            self.scopes[id(ask)].cancel()
-        who = _suspect(self.roster, ask, start, self._trouble), _leave_behind(self.roster, ask, start, end)
-        self.watches[id(ask)] = [(next(each), each) for each in who]
-        self.nap.deadline = min(self.nap.deadline, *(due for due, _ in self.watches[id(ask)]))
+    def _watch(self, of: int, *who: Iterator[float]):
+        self.watches[of] = [(next(each), each) for each in who]
+        self.nap.deadline = min(self.nap.deadline, *(due for due, _ in self.watches[of]))
+
+    def _end(self, ask: Ask):
+        self.behind.add(id(ask))
+        self.scopes[id(ask)].cancel()
 
     async def _one(self, ask: Ask):
         start, peer_id, outcome = trio.current_time(), ask.call.peer_id, Outcome.spared(ask.call)
         left, scope = max(self.round.began + self.round.timeout - start, 0.), trio.CancelScope()
         self.scopes[id(ask)] = scope
-        self._watch(ask, start)
+        self._watch(id(ask), _suspect(self.roster, ask, start, self._trouble), _leave_behind(self.roster, ask, start, self._end))
         with scope, self.roster.calling(peer_id): outcome = await _make_call(self.network, self.roster, ask, left, self.codec, self._trouble)
         del self.scopes[id(ask)], self.watches[id(ask)]
         if scope.cancelled_caught and id(ask) in self.behind:
@@ -251,7 +253,7 @@ class _Driver:
         if outcome.tensor is not None: self._spare(ask.call)
         if self.round.over: return self.scope.cancel()
         self.scope.deadline = self.round.deadline
-        if pause := late_after(self.round, now): self.nursery.start_soon(self._hedge_late, pause)
+        if pause := late_after(self.round, now): self._watch(id(self), self._hedge_late(pause))
 
     def _spare(self, call: Call):
         "It is answered: end the same calls that are still away"
@@ -264,9 +266,9 @@ class _Driver:
             self.nursery.start_soon(self._one, other)
         self.scope.deadline = self.round.deadline
 
-    async def _hedge_late(self, pause: float):
+    def _hedge_late(self, pause: float) -> Iterator[float]:
         for _ in range(AGAIN):
-            await trio.sleep(pause)
+            yield trio.current_time() + pause
             for ask in list(self.round.unhedged): self._trouble(ask, True)
 
 async def make_calls(

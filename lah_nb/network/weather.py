@@ -109,27 +109,30 @@ class _Line:
         if not self.weather.on or self.rng.random() >= self.weather.drop: return ''
         return self.rng.choice(['up', 'down'])
 
-    async def travel(self, way: str, peer_id: str, tensors: Sequence, codec: str, lost: str):
-        "Take as long as a message takes; for ever, if it does not arrive"
+    def seconds(self, way: str, peer_id: str, tensors: Sequence, codec: str, lost: str) -> float:
+        "Until a message arrives; infinite, if it does not"
         weather = self.weather
-        if not weather.on or weather.calm or peer_id in self.own: return
-        if lost == way or weather.parts_from(peer_id): await trio.sleep_forever()
+        if not weather.on or weather.calm or peer_id in self.own: return 0.
+        if lost == way or weather.parts_from(peer_id): return math.inf
         now, size = trio.current_time(), bytes_on_wire(tensors, codec)
         if size: self.free[way] = max(now, self.free[way]) + size / getattr(weather, way)
         queued = self.free[way] - now if size else 0.  # what has no tensors slips in between the frames of what has
-        await trio.sleep(queued + weather.seconds(self.rng))
+        return queued + weather.seconds(self.rng)
+
+    async def travel(self, *message, until: float = math.inf) -> bool:
+        "Take as long as a message takes, but no longer than until a moment; has it arrived?"
+        if seconds := self.seconds(*message): await trio.sleep_until(min(trio.current_time() + seconds, until))
+        return trio.current_time() < until
 
 # %% ../../nbs/network/11_weather.ipynb #00000024
 def _calling(line: _Line, call: Callable) -> Callable:
     "`call` of a network, by way of the line"
     async def through(peer_id, method, meta, tensors=(), *, timeout, codec='none', check=None):
         lost, until = line.lost(), trio.current_time() + timeout
-        with trio.move_on_after(timeout):
-            await line.travel('up', peer_id, tensors, codec, lost)
-            left = max(until - trio.current_time(), 0.)
+        if await line.travel('up', peer_id, tensors, codec, lost, until=until):
+            left = until - trio.current_time()
             answer = await call(peer_id, method, meta, tensors, timeout=left, codec=codec, check=check)
-            await line.travel('down', peer_id, answer[1], codec, lost)
-            return answer
+            if await line.travel('down', peer_id, answer[1], codec, lost, until=until): return answer
         raise CallTimeout(peer_id, method, f'no answer within {timeout:g} s')
     return through
 

@@ -21,7 +21,7 @@ from tqdm.auto import tqdm
 from ..errors import LahError
 from ..mixture.trace import recording, span
 from .checkpoints import optimizer_state, optimizer_tensors, read_checkpoint, write_checkpoint
-from .fitting import Conductor, History, Ledger, Plan, Stopwatch, TrainingError
+from .fitting import Conductor, History, Ledger, Plan, Stopwatch, TrainingError, unswept
 from .flight import Pace, StepPace, Worked, in_flight, is_idle
 from .handed import handed
 from .layers import call_stats, cut_off, expert_staleness, filling, remote_layers
@@ -161,7 +161,7 @@ def _train_batch(self: Trainer, data, i: int, slot: int, over: threading.Event):
         self._filling += (filling(layers) - self._filling) / 20
         if pace := self.pace:  # somebody may set another
             self._bound(pace)
-            pace.home(time.perf_counter(), stepped=self._pending >= self.group, idle=is_idle(pace.n, self._filling))
+            pace.home(time.perf_counter(), stepped=self._pending >= self.group, filling=self._filling)
         self._age += (self.step - began['batches'] - self._age) / 20
         group = self.optimizer.param_groups[0]
         lr = group['lr'] if isinstance(self.schedule, LRScheduler) else group['initial_lr'] * self._rate()
@@ -361,7 +361,7 @@ def fit(self: Trainer,
     "Train; interrupt at will, and call it again to go on; gives the whole `history`, a `pandas.DataFrame`"
     data = handed(data)
     if not _check_extent(steps=steps, epochs=epochs, seconds=seconds, eval_every=eval_every): return self.history
-    with self.conductor:
+    with self.conductor, unswept():
         try:
             whole = epochs or not (steps or seconds or self.plan)
             if whole: steps = math.ceil((epochs or 1) * data.batches_per_epoch(self.batch_size))

@@ -9,8 +9,8 @@ from torch import nn
 
 from lah_nb.training import ImageData, TrainingError, in_flight
 from lah_nb.training.fitting import Plan
-from lah_nb.training.flight import Pace, Worked
-from lah_nb.training import flight, sharing
+from lah_nb.training.pace import Pace, Worked
+from lah_nb.training import pace as pacing, sharing
 from lah_nb.training.sharing import Common, Post
 from lah_nb import CausalTransformer, Classifier, Trainer, constant, cosine, dense_ffn
 from lah_nb.errors import LahError
@@ -282,7 +282,7 @@ def test_calls_are_made_several_times_where_peers_are_idle_and_no_more_may_be_in
 @pytest.mark.parametrize('seconds, spares', [(1.7, True), (1.9, False)])  # of one core's two between two looks
 def test_a_process_that_fills_its_core_has_no_time_to_spare(monkeypatch, seconds, spares):
     wall, worked = [10.], [3.]
-    monkeypatch.setattr(flight, 'time', SimpleNamespace(monotonic=lambda: wall[0], process_time=lambda: worked[0]))
+    monkeypatch.setattr(pacing, 'time', SimpleNamespace(monotonic=lambda: wall[0], process_time=lambda: worked[0]))
     own = Worked()
     wall[0], worked[0] = 11., 4.
     assert own.spares  # it has not looked yet

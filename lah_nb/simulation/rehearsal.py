@@ -33,7 +33,7 @@ from ..swarm import monitor
 from ..swarm.hosting import grid_entries, told_grids
 from ..swarm.joining import peer_entries, serve
 from ..swarm.swarm import Swarm
-from ..training import fitting, flight, trainer
+from ..training import fitting, flight, pace, trainer
 
 # %% ../../nbs/simulation/06_rehearsal.ipynb #00000006
 @dataclass(frozen=True)
@@ -247,7 +247,7 @@ class _Lab:
 
 async def _rehearse(fn: Callable, peers: int, latency, **options):
     async with MemoryHub(latency, options['seed']) as hub, trio.open_nursery() as threads:
-        with standing_in(threads, runtime, monitor, flight, fitting, trainer), _at_cost(options['costs']):
+        with standing_in(threads, runtime, monitor, flight, pace, fitting, trainer), _at_cost(options['costs']):
             async with trio.open_nursery() as nursery:
                 lab = _Lab(hub, nursery, **options)
                 swarm = RehearsedSwarm(lab)

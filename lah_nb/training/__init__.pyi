@@ -17,7 +17,8 @@ from .models import (
     dense_ffn as dense_ffn,
     perplexity as perplexity,
 )
-from .flight import in_flight as in_flight, Pace as Pace
+from .flight import in_flight as in_flight
+from .pace import Pace as Pace
 from .optim import Muon as Muon, constant as constant, cosine as cosine, muon as muon, orthogonal as orthogonal
 from .fitting import (
     Conductor as Conductor,

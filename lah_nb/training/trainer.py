@@ -22,7 +22,8 @@ from ..errors import LahError
 from ..mixture.trace import recording, span
 from .checkpoints import optimizer_state, optimizer_tensors, read_checkpoint, write_checkpoint
 from .fitting import Conductor, History, Ledger, Plan, Stopwatch, TrainingError, unswept
-from .flight import Pace, StepPace, Worked, in_flight, is_idle
+from .flight import in_flight
+from .pace import Pace, StepPace, Worked, is_idle
 from .handed import handed
 from .layers import call_stats, cut_off, expert_staleness, filling, remote_layers
 from .optim import cosine, muon

@@ -268,7 +268,7 @@ def test_in_flight_passes_on_a_take_that_fails():
 def test_constant(): assert constant(0.3) == 1
 
 
-@pytest.mark.parametrize('n, steps, filling, hurried', [(2, 20, 1000., True), (2, 20, 4., False), ('auto', 40, 1000., True), ('auto', 40, 10., False)])
+@pytest.mark.parametrize('n, steps, filling, hurried', [(2, 20, 1000., True), (2, 20, 2., False), ('auto', 40, 1000., True), ('auto', 40, 2., False)])
 def test_calls_are_made_several_times_where_peers_are_idle_and_no_more_may_be_in_flight(monkeypatch, images, n, steps, filling, hurried):
     layer, hurries = Layer(lambda n: hurries.append(layer.hurry)), []
     layer.expert_rate, layer.report = 1., SimpleNamespace(filling=filling, expert_staleness=None)
@@ -277,6 +277,21 @@ def test_calls_are_made_several_times_where_peers_are_idle_and_no_more_may_be_in
     monkeypatch.setattr(Worked, 'spares', False)
     Trainer(small(layer), in_flight=n, progress=False).fit(images, steps=steps)
     assert hurries[-1] is False
+
+
+def test_the_last_batches_of_a_fit_are_in_a_hurry_on_their_way_back(monkeypatch, images):
+    monkeypatch.setattr(Pace, 'home', lambda self, now, **about: None)  # eight in flight, where forty may be
+    hurries = []
+    class Watched(Layer):
+        def forward(self, x):
+            y = super().forward(x) * 1.
+            y.register_hook(lambda grad: hurries.append(self.hurry))
+            return y
+    layer = Watched(lambda n: time.sleep(0.002))
+    layer.expert_rate, layer.report = 1., SimpleNamespace(filling=100., expert_staleness=None)
+    trainer = Trainer(small(layer), progress=False)
+    trainer.fit(images, steps=400)
+    assert trainer.in_flight == 8 and len(hurries) == 400 and not any(hurries[:390]) and hurries[-1]
 
 
 @pytest.mark.parametrize('seconds, spares', [(1.7, True), (1.9, False)])  # of one core's two between two looks

@@ -81,6 +81,7 @@ class Trainer:
         self._failed_in_a_row, self._failed_at, self._stats_before = 0, 0., call_stats(model)
         self._filling = 0.  # batches like the last ones that would keep the busiest peer at work
         self._worked = Worked()
+        self._draining = False  # no more batches begin: those in flight come home
         self.waiting = False  # for a swarm of which nobody answers at the moment
         self._age, self._pending = self.in_flight - 1., 0  # batches that pass a batch in flight; gradients that wait for a step
         self.share = share
@@ -143,8 +144,8 @@ def _train_batch(self: Trainer, data, i: int, slot: int, over: threading.Event):
     layers = remote_layers(replica)
     in_step = self.staleness == 0
     if in_step: rate /= math.sqrt(self.group)  # its steps together go as far as the trunk's one step for them
-    hurry = in_step or self._is_idle
-    for layer in layers: layer.expert_rate, layer.hurry = max(rate, 1e-6), hurry
+    hurry = lambda: in_step or self._is_idle
+    for layer in layers: layer.expert_rate, layer.hurry = max(rate, 1e-6), hurry()
     clock = [time.perf_counter()]
     with span('data'): x, y = data.batch(i, self.batch_size, seed=self.seed)
     clock.append(time.perf_counter())
@@ -152,6 +153,7 @@ def _train_batch(self: Trainer, data, i: int, slot: int, over: threading.Event):
     if (pace := self.pace) and not pace.knows:
         with self._lock: pace.turns(filling(layers))
     clock.append(time.perf_counter())
+    for layer in layers: layer.hurry = hurry()
     with span('backward'): loss.backward()
     clock.append(time.perf_counter())
     with self._lock:
@@ -201,8 +203,8 @@ def _bound(self: Trainer, pace: Pace | StepPace):
 @patch(as_prop=True)
 def _is_idle(self: Trainer) -> bool:
     "Have peers and this process time to spare, though there be no more batches in flight?"
-    pace, n, spares = self.pace, self.in_flight, self._worked.spares
-    return spares and is_idle(n, self._filling) and (pace is None or n == pace.most)
+    pace, n = self.pace, len(self.ledger.away) if self._draining else self.in_flight
+    return self._worked.spares and is_idle(n, self._filling) and (self._draining or pace is None or n == pace.most)
 
 @patch(as_prop=True)
 def group(self: Trainer) -> int:
@@ -318,9 +320,9 @@ def _over(self: Trainer) -> bool: return self.conductor.stopping or self.plan.is
 def _take(self: Trainer, until: int | None) -> int | None:
     "The next batch to begin; None: those in flight come home first"
     with self._lock:
-        if self.conductor.paused or self._over(): return None
-        if until is not None and self.step + len(self.ledger.away) >= until: return None
-        return self.ledger.take()
+        enough = until is not None and self.step + len(self.ledger.away) >= until
+        self._draining = self.conductor.paused or self._over() or enough
+        return None if self._draining else self.ledger.take()
 
 @patch
 def _fly(self: Trainer, data, until: int | None):

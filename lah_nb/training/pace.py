@@ -19,7 +19,7 @@ _ROUND = 8  # batches in a round of the rush, at least
 _TOLD = 3  # batches that say, as they turn back, what fills the way, before it leaps
 _AHEAD = 2  # times as many as whole trips say, about, what ways out alone say
 _BESIDE = 6  # times as long as it computes that a busy peer is at a batch, what it does beside that included, about
-_IDLE = 3  # batches that would fill the way, for each in flight, where peers have time to spare: busy ones are seen at 1 to 2
+_BUSY, _IDLE = 2, 3  # batches that would fill the way, for each in flight: at most, where peers are busy; at least, where they have time to spare
 _SPARE = 0.9  # of a core that this process may work and have time to spare: one of its threads works at a time
 _LEAST, _AT_FIRST, _MOST = 4, 8, 256  # batches in flight: from where a rush may begin, from where the first does
 _LONGEST_CALM = 8  # measurements between two trials of fewer
@@ -147,7 +147,7 @@ def _cruise(self: Pace, rate: float):
     if rate > self._rate / _BREAKS: self._calm_for = 2
     self._base, self._rate = self.n, rate
     self._calm -= 1
-    if self._calm <= 0 and not is_idle(self.n, self._would_fill):  # where peers have time to spare, fewer bring as much less as they are fewer
+    if self._calm <= 0 and self._would_fill <= _BUSY * self.n:  # else fewer bring as much less as they are fewer
         self._calm = self._calm_for
         self._try('fewer')
     elif self._calm == 1: self._try('more')

@@ -307,6 +307,18 @@ def test_a_process_that_fills_its_core_has_no_time_to_spare(monkeypatch, seconds
     assert own.spares
 
 
+def test_two_threads_may_ask_at_the_same_moment_whether_there_is_time_to_spare(monkeypatch):
+    wall, asked = [0.], []
+    def process_time():
+        asked.append(1)
+        if len(asked) == 2: assert own.spares  # another thread comes in between
+        return 0.
+    monkeypatch.setattr(pacing, 'time', SimpleNamespace(monotonic=lambda: wall[0], process_time=process_time))
+    own = Worked()
+    wall[0] = 3.
+    assert own.spares and len(asked) == 3
+
+
 @pytest.mark.parametrize('filling, idle', [(1000., True), (100., False)])
 def test_fewer_in_flight_are_not_tried_where_peers_are_idle(filling, idle):
     pace, now, least = Pace(64, most=64), 0., 64
@@ -316,6 +328,16 @@ def test_fewer_in_flight_are_not_tried_where_peers_are_idle(filling, idle):
         pace.home(now, filling=filling)
         least = min(least, pace.n)
     assert (least == 64) == idle
+
+
+def test_more_in_flight_are_tried_again_where_peers_are_idle():
+    pace, now = Pace(16, most=64), 0.
+    pace._rushing = False
+    for pays in False, True:
+        for i in range(3000):
+            now += 1 / (pace.n if pays else 16)
+            pace.home(now, filling=1000.)
+        assert pace.n == (64 if pays else 16)
 
 
 def test_a_leap_that_was_too_short_is_made_up_for_in_one_trial():

@@ -216,13 +216,14 @@ class _Driver:
     nap: trio.CancelScope = field(default_factory=trio.CancelScope)  # until somebody has to look
 
     async def run(self):
-        with self.scope:
-            async with trio.open_nursery() as self.nursery:
-                for ask in list(self.round.begun): self.nursery.start_soon(self._one, ask)
-                while not self.round.over:
-                    with self.nap: await trio.sleep_forever()
-                    self.nap = trio.CancelScope(deadline=self._look(trio.current_time()))
-        self.watches.clear()  # they know the driver
+        try:
+            with self.scope:
+                async with trio.open_nursery() as self.nursery:
+                    for ask in list(self.round.begun): self.nursery.start_soon(self._one, ask)
+                    while not self.round.over:
+                        with self.nap: await trio.sleep_forever()
+                        self.nap = trio.CancelScope(deadline=self._look(trio.current_time()))
+        finally: self.watches.clear()  # they know the driver
 
     def _look(self, now: float) -> float:
         "Let those look whose time has come; when the next one has to"

@@ -20,7 +20,7 @@ _TOLD = 3  # batches that say, as they turn back, what fills the way, before it 
 _AHEAD = 2  # times as many as whole trips say, about, what ways out alone say
 _BESIDE = 6  # times as long as it computes that a busy peer is at a batch, what it does beside that included, about
 _BUSY, _IDLE = 2, 3  # batches that would fill the way, for each in flight: at most, where peers are busy; at least, where they have time to spare
-_SPARE = 0.9  # of a core that this process may work and have time to spare: one of its threads works at a time
+_SPARE, _LOOK = 0.9, 2.  # of a core that this process may work and have time to spare, for one of its threads works at a time; seconds between two looks
 _LEAST, _AT_FIRST, _MOST = 4, 8, 256  # batches in flight: from where a rush may begin, from where the first does
 _LONGEST_CALM = 8  # measurements between two trials of fewer
 _RARE, _PASSES = 1.5, 0.95  # failures that mean nothing; what counts of them after each batch that comes home
@@ -147,11 +147,11 @@ def _cruise(self: Pace, rate: float):
     if rate > self._rate / _BREAKS: self._calm_for = 2
     self._base, self._rate = self.n, rate
     self._calm -= 1
-    if self._calm <= 0 and self._would_fill <= _BUSY * self.n:  # else fewer bring as much less as they are fewer
+    if self._calm == 1: return self._try('more')
+    if self._calm == 0:
         self._calm = self._calm_for
-        self._try('fewer')
-    elif self._calm == 1: self._try('more')
-    else: self.resume()
+        if self._would_fill <= _BUSY * self.n: return self._try('fewer')  # else fewer bring as much less as they are fewer
+    self.resume()
 
 def _worth(n: int) -> float:
     "What a batch teaches with so many in flight, of what a single one does"
@@ -243,16 +243,13 @@ class StepPace:
 # %% ../../nbs/training/03a_pace.ipynb #0000000d
 class Worked:
     "How much of a core this process has worked of late"
-    def __init__(self, every: float = 2.):  # seconds between two looks
-        self.every, self.share = every, 0.
-        self._at, self._seconds = time.monotonic(), time.process_time()
+    def __init__(self): self.share, self._last = 0., (time.monotonic(), time.process_time())
 
     @property
     def spares(self) -> bool:
         "Has this process time to spare?"
-        now = time.monotonic()
-        if now - self._at >= self.every:
-            worked = time.process_time()
-            self.share = (worked - self._seconds) / (now - self._at)
-            self._at, self._seconds = now, worked
+        now, (last, worked) = time.monotonic(), self._last  # in one piece: many threads ask
+        if now - last >= _LOOK:
+            self._last = now, time.process_time()
+            self.share = (self._last[1] - worked) / (now - last)
         return self.share < _SPARE

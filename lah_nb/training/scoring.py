@@ -18,8 +18,8 @@ from tqdm.auto import tqdm
 from ..errors import LahError
 from .fitting import TrainingError
 from .flight import in_flight
-from .pace import Pace
 from .layers import filling, remote_layers
+from .pace import Pace
 
 # %% ../../nbs/training/05b_scoring.ipynb #a6af7d28
 def objective(

@@ -23,10 +23,10 @@ from ..mixture.trace import recording, span
 from .checkpoints import optimizer_state, optimizer_tensors, read_checkpoint, write_checkpoint
 from .fitting import Conductor, History, Ledger, Plan, Stopwatch, TrainingError, unswept
 from .flight import in_flight
-from .pace import Pace, StepPace, Worked, is_idle
 from .handed import handed
 from .layers import call_stats, cut_off, expert_staleness, filling, remote_layers
 from .optim import cosine, muon
+from .pace import Pace, StepPace, Worked, is_idle
 from .scoring import Score, fly_tests, objective
 from .sharing import Sharing
 
@@ -144,8 +144,8 @@ def _train_batch(self: Trainer, data, i: int, slot: int, over: threading.Event):
     layers = remote_layers(replica)
     in_step = self.staleness == 0
     if in_step: rate /= math.sqrt(self.group)  # its steps together go as far as the trunk's one step for them
-    hurry = lambda: in_step or self._is_idle
-    for layer in layers: layer.expert_rate, layer.hurry = max(rate, 1e-6), hurry()
+    hurry = in_step or self._is_idle
+    for layer in layers: layer.expert_rate, layer.hurry = max(rate, 1e-6), hurry
     clock = [time.perf_counter()]
     with span('data'): x, y = data.batch(i, self.batch_size, seed=self.seed)
     clock.append(time.perf_counter())
@@ -153,7 +153,8 @@ def _train_batch(self: Trainer, data, i: int, slot: int, over: threading.Event):
     if (pace := self.pace) and not pace.knows:
         with self._lock: pace.turns(filling(layers))
     clock.append(time.perf_counter())
-    for layer in layers: layer.hurry = hurry()
+    hurry = in_step or self._is_idle  # meanwhile the last ones may be on their way
+    for layer in layers: layer.hurry = hurry
     with span('backward'): loss.backward()
     clock.append(time.perf_counter())
     with self._lock:

@@ -1336,6 +1336,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                    'lah_nb/network/reading.py'),
                                         'lah_nb.network.reading.Reader._have_read': ( 'network/reading.html#reader._have_read',
                                                                                       'lah_nb/network/reading.py'),
+                                        'lah_nb.network.reading.Reader._is_gone': ( 'network/reading.html#reader._is_gone',
+                                                                                    'lah_nb/network/reading.py'),
                                         'lah_nb.network.reading.Reader._keep': ( 'network/reading.html#reader._keep',
                                                                                  'lah_nb/network/reading.py'),
                                         'lah_nb.network.reading.Reader._known_holders': ( 'network/reading.html#reader._known_holders',

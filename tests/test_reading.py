@@ -115,17 +115,65 @@ def test_what_is_asked_afresh_is_read_by_the_newcomer_itself():
     simulate(main)
 
 
+@pytest.mark.parametrize('near', [True, False])
+def test_where_the_way_is_short_only_what_is_there_is_read_ahead(near):
+    async def main():
+        async with MemoryHub(latency=0.02 if near else 0.06) as hub, trio.open_nursery() as nursery:
+            dhts = await announced(hub, nursery)
+            for i in 2, 5: await dhts[i].announce({(f'{KEY}.{i}', '0'): b'y'})
+            reader, asked = dhts[0], set()
+            call = reader.network.call
+            async def noted(peer, method, meta, *args, **options):
+                if method == 'dht.find' and meta['values']: asked.update(meta['keys'])
+                return await call(peer, method, meta, *args, **options)
+            reader.network.call = noted
+            ahead = [f'{KEY}.{i}' for i in range(40)]  # twelve of which are there, and two have something
+            async def read_ahead():
+                asked.clear()
+                meta, _ = await dhts[9].network.call(reader.peer_id, 'dht.read', {'keys': [KEY, *ahead], 'ahead': 40}, timeout=9.)
+                return [len(records) for records in meta['found']]
+            found = await read_ahead()
+            assert found[0] >= 12 and [i for i, n in enumerate(found[1:]) if n] == [2, 5]
+            assert asked == ({KEY, *ahead[:12]} if near else {KEY, *ahead})
+            await read_ahead()  # with what is under the key at hand
+            assert asked <= set(ahead[:12]) | {KEY}
+            nursery.cancel_scope.cancel()
+    simulate(main)
+
+
+def test_what_was_read_ahead_in_vain_is_looked_up_for_who_needs_it():
+    async def main():
+        async with MemoryHub(latency=0.02) as hub, trio.open_nursery() as nursery:
+            dhts = await announced(hub, nursery)
+            await dhts[3].announce({(f'{KEY}.3', '0'): b'y'})
+            honest = dhts[0].network.methods['dht.read'].handler
+            async def hide(request):
+                meta, _ = await honest(request)
+                return {'found': meta['found'][:1] + [[] for _ in meta['found'][1:]]}, ()
+            dhts[0].network.serve('dht.read', hide)
+            late = await newcomer(hub, nursery, dhts[0])
+            async with trio.open_nursery() as both:
+                both.start_soon(lambda: late.get([KEY], ahead=[f'{KEY}.3']))
+                await trio.sleep(0.01)  # it is being read ahead now
+                assert [record.value for record in (await late.get([f'{KEY}.3']))[f'{KEY}.3']] == [b'y']
+            nursery.cancel_scope.cancel()
+    simulate(main)
+
+
 def test_what_is_read_for_others_is_soon_forgotten_and_bounded():
     async def main():
         async with MemoryHub(latency=0.02) as hub, trio.open_nursery() as nursery:
             dhts = await announced(hub, nursery)
-            async def ask(keys): return (await dhts[5].network.call(dhts[0].peer_id, 'dht.read', {'keys': keys}, timeout=5.))[0]['found']
+            async def ask(keys, ahead=0):
+                return (await dhts[5].network.call(dhts[0].peer_id, 'dht.read', {'keys': keys, 'ahead': ahead}, timeout=5.))[0]['found']
             [found] = await ask([KEY])
             assert {Record.from_list(raw)[0].subkey for raw in found} == {str(i) for i in range(12)} and KEY in dhts[0]._cache
             await trio.sleep(KEEP_FRESH / 2)
             assert KEY not in dhts[0]._cache
             for keys in [f'{KEY}.{i}' for i in range(MAX_READ + 1)], ['no key'], 'experts/ffn', [7]:
                 with pytest.raises(LahError): await ask(keys)
+            for ahead in -1, None, 'all':
+                with pytest.raises(LahError): await ask([KEY], ahead)
             with pytest.raises(LahError, match='too much|the last second'):
                 for n in range(20): await ask([f'{KEY}.{n}.{i}' for i in range(MAX_READ)])
             nursery.cancel_scope.cancel()

@@ -72,7 +72,10 @@ async def get(
         cached = self._cache.get(key)
         return cached is None or now - cached.fetched > max_age or not max_age
     stale, seconds = list(filter(is_stale, keys)), self.within() if timeout is None else timeout
+    if self._may_glance: ahead = ()  # the way is short: it is the calls that cost, and most of what may follow is not there
     if stale: await self._fetch(stale, seconds, list(filter(is_stale, ahead)), max_age > 0)
+    # what was fetched ahead may not have been looked up properly
+    if lacking := [key for key in stale if key not in self._cache]: await self._fetch(lacking, seconds, by_others=max_age > 0)
     living = self._living(keys, keep_fresh)
     if not any(living.values()) and not self.uncertain.isdisjoint(keys):
         with trio.move_on_at(now + seconds):
@@ -123,7 +126,7 @@ async def _fetch_new(self: Reader, keys: list[str], timeout: float | None, by_ot
         self._fetching[key].set()
     try:
         far = await self._fetch_news(keys)
-        if by_others and self._readers: far = [key for key in await self._have_read(far, keep) if key not in ahead]
+        if by_others and self._readers: far = [key for key in await self._have_read(far, keep, ahead) if key not in ahead]
         elif by_others and self._may_glance: far = sum(await self._glance(far, keep), [])
         for key in set(keys).difference(far): self._fetching[key].set()
         holders, found = await self.lookup(far, timeout=timeout, on_heard=keep) if far else ({}, {})
@@ -209,14 +212,14 @@ async def _refetch(self: Reader):
 
 # %% ../../nbs/network/09d_reading.ipynb #00000014
 @patch
-async def _have_read(self: Reader, keys: list[str], keep: Callable) -> list[str]:
+async def _have_read(self: Reader, keys: list[str], keep: Callable, ahead: Container[str]) -> list[str]:
     "While this peer hardly knows anybody: let those read for it who let it in; the keys under which they found nothing"
-    wanted = [key for key in keys if key not in self._cache][:MAX_READ]
+    wanted = sorted((key for key in keys if key not in self._cache), key=ahead.__contains__)[:MAX_READ]
     if not wanted: return keys
-    found = Records()
+    query, found = {'keys': wanted, 'ahead': sum(key in ahead for key in wanted)}, Records()
     async def ask(reader):
         try:
-            meta, _ = await self.network.call(reader, 'dht.read', {'keys': wanted}, timeout=4 * self.patience)
+            meta, _ = await self.network.call(reader, 'dht.read', query, timeout=4 * self.patience)
             told = field(meta, 'found', list, of=list, most=len(wanted))
             records = [(key, *Record.from_list(raw)) for key, raws in zip(wanted, told) for raw in raws]
         except LahError as error: return _log.debug('peer %s reads nothing for this one: %s', reader, error)
@@ -234,6 +237,7 @@ async def _have_read(self: Reader, keys: list[str], keep: Callable) -> list[str]
 @patch
 def _check_read(self: Reader, caller, meta, specs):
     check_keys(meta, specs, MAX_READ)
+    if field(meta, 'ahead', int) < 0: raise WireError('fewer keys ahead than none')
     self._looked_at.take(caller, READ_COSTS * len(meta['keys']))
 
 def check_keys(meta, specs, most: int):
@@ -274,14 +278,25 @@ async def _glance(
     return [key for key in keys if key not in glance.holders and key not in empty], empty
 
 @patch
+def _is_gone(self: Reader, key: str) -> bool:
+    "Is the key of the form `before.subkey`, and is it known that there is no such subkey?"
+    before, _, subkey = key.rpartition('.')
+    if before not in self._cache or before in self.uncertain: return False
+    return all(record.subkey != subkey for record in self._living([before], False)[before])
+
+@patch
 async def _read_for(self: Reader, request: Request):
     "Read for a newcomer, who would have to shake many hands first"
     keys, now = list(dict.fromkeys(request.meta['keys'])), trio.current_time()
-    stale = [key for key in keys if key not in self._cache or now - self._cache[key].fetched > REFETCH]
-    if stale and self._readers: raise LahError('this peer is new here itself')
-    new = [key for key in stale if key not in self._cache]
-    if self._may_glance: stale, _ = await self._glance(stale, self._keep)
-    if stale: await self._fetch(stale, min(2 * self.patience, request.deadline - trio.current_time()))
+    needed = len(keys) - request.meta['ahead']  # what is read ahead comes last
+    def is_stale(key): return key not in self._cache or now - self._cache[key].fetched > REFETCH
+    if self._readers and any(map(is_stale, keys)): raise LahError('this peer is new here itself')
+    new = [key for key in keys if key not in self._cache]
+    # where the way is short it is the calls that cost: first what is needed, then of the rest what is there
+    for some in ([keys[:needed], keys[needed:]] if 0 < needed < len(keys) and self._usual.mean < NEARBY else [keys]):
+        stale = [key for key in some if is_stale(key) and not (key in keys[needed:] and self._is_gone(key))]
+        if self._may_glance: stale, _ = await self._glance(stale, self._keep)
+        if stale: await self._fetch(stale, min(2 * self.patience, request.deadline - trio.current_time()))
     now, told = trio.current_time(), {}
     for key in keys:
         if (cached := self._cache.get(key)) is None or key in self.uncertain: continue

@@ -103,7 +103,8 @@ def measured_costs(peers: int, steps: int = 100) -> Costs:
     pair = max(0., (theirs[many] - theirs[few] * more / one) / (pairs_more - pairs * more / one))
     each = max(0., theirs[few] - pairs * pair) / one
     trunk = max(ours[few], 0.)
-    return Costs(call=call, forward=(0.3 * each, 0.3 * pair), backward=(0.7 * each, 0.7 * pair), trunk=(0.4 * trunk, 0.6 * trunk))
+    handshake = Costs.handshake * call / Costs.call  # as much quicker or slower as calls are here
+    return Costs(call=call, handshake=handshake, forward=(0.3 * each, 0.3 * pair), backward=(0.7 * each, 0.7 * pair), trunk=(0.4 * trunk, 0.6 * trunk))
 
 
 def main():

@@ -16,7 +16,7 @@ from lah_nb.training import Classifier, Trainer, load_digits
 
 GRID = dict(experts='ffn.[0:2].[0:4]')
 WIDE = dict(experts='ffn.[0:8].[0:4]')
-FREE = Costs(call=0., mib=0., forward=(0., 0.), backward=(0., 0.), trunk=(0., 0.))
+FREE = Costs(call=0., handshake=0., mib=0., forward=(0., 0.), backward=(0., 0.), trunk=(0., 0.))
 
 
 def fit(swarm, steps=20, weather=Weather(), grid=(2, 4), **options):
@@ -48,7 +48,7 @@ def test_time_is_what_messages_and_work_take():
                 times.append(swarm.now - began)
         return times[1]
     assert rehearse(ask, latency=0.05, costs=FREE, **GRID) == pytest.approx(0.1, abs=0.002)
-    slow = Costs(call=0., mib=0., forward=(0.2, 0.), backward=(0., 0.), trunk=(0., 0.))
+    slow = Costs(call=0., handshake=0., mib=0., forward=(0.2, 0.), backward=(0., 0.), trunk=(0., 0.))
     one = rehearse(ask, peers=1, latency=0.05, costs=slow, **GRID)  # experts of a peer are computed one after another
     assert (one - 0.1) / 0.2 == pytest.approx(round((one - 0.1) / 0.2), abs=0.02) and one > 0.49
     shared, own = (rehearse(ask, peers=4, latency=0.05, costs=slow, cores=cores, **GRID) for cores in (1, None))
@@ -81,6 +81,20 @@ def test_a_real_swarm_and_a_rehearsal_agree_under_the_same_weather(peers):
     with Swarm.local(peers, WIDE['experts'], hidden_dim=64) as swarm: real = run(swarm, lambda swarm: Swarm.join(swarm.addrs))
     rehearsed = rehearse(lambda swarm: run(swarm, lambda swarm: swarm.another()), peers=peers, copies=COPIES, cores=cores(), **WIDE)
     assert {name: rehearsed[name] / value for name, value in real.items()} == pytest.approx(dict.fromkeys(real, 1.), abs=0.15)
+
+
+def test_two_peers_that_meet_shake_hands_once():
+    def run(swarm):
+        other = swarm.another()
+        def met(peer):
+            began = swarm.now
+            other.portal.run(partial(other.network.call, peer.peer_id, 'dht.find', dict(keys=[], values=False, addrs=[]), timeout=9.))
+            return swarm.now - began
+        swarm.sleep(20.)
+        swarm.start_peers(1, 'ffn.[0:2].[4:6]')
+        return [met(swarm.peers[-1]) for _ in range(2)]
+    costs = Costs(call=0., handshake=0.3, mib=0., forward=(0., 0.), backward=(0., 0.), trunk=(0., 0.))
+    assert rehearse(run, latency=0.05, costs=costs, **GRID) == pytest.approx([0.7, 0.1], abs=0.01)  # at either end, and there and back
 
 
 def test_more_batches_in_flight_hide_latency():
@@ -126,7 +140,7 @@ def test_a_test_that_asks_for_more_than_peers_can_do_asks_for_less_and_ends():
         began = swarm.now
         found = trainer.evaluate(data.tests(8))
         return swarm.now - began, found['loss'], layer.stats.totals()['failed_calls']
-    slow = Costs(call=0., mib=0., forward=(0., 0.02), backward=(0.1, 0.), trunk=(0., 0.))  # 0.64 s a batch: four fit into its time
+    slow = Costs(call=0., handshake=0., mib=0., forward=(0., 0.02), backward=(0.1, 0.), trunk=(0., 0.))  # 0.64 s a batch: four fit into its time
     seconds, loss, failed = rehearse(run, peers=1, costs=slow, cores=1, **GRID)
     batches = -(-len(load_digits().y_test) // 8)
     assert failed and loss > 0 and seconds < 3 * 0.64 * batches

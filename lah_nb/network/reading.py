@@ -72,7 +72,7 @@ async def get(
         cached = self._cache.get(key)
         return cached is None or now - cached.fetched > max_age or not max_age
     stale, seconds = list(filter(is_stale, keys)), self.within() if timeout is None else timeout
-    if self._may_glance: ahead = ()  # the way is short: it is the calls that cost, and most of what may follow is not there
+    if self._may_glance and not self._readers: ahead = ()  # the way is short: it is the calls that cost, and most of what may follow is not there
     if stale: await self._fetch(stale, seconds, list(filter(is_stale, ahead)), max_age > 0)
     # what was fetched ahead may not have been looked up properly
     if lacking := [key for key in stale if key not in self._cache]: await self._fetch(lacking, seconds, by_others=max_age > 0)

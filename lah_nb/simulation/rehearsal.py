@@ -40,6 +40,7 @@ from ..training import fitting, flight, pace, trainer
 class Costs:
     "Seconds that work takes on one core; a pair is for each time, and for each row"
     call: float = 8e-4      # at each end of a call
+    handshake: float = 8e-3 # at each end, when two peers meet for the first time
     mib: float = 4e-3       # at each end, for each MiB of its tensors and its answer's
     forward: tuple[float, float] = (1.5e-4, 5e-6)   # of one expert
     backward: tuple[float, float] = (4e-4, 1.5e-5)  # of one expert, with its optimizer's step
@@ -79,12 +80,15 @@ def _at_cost(costs: Costs):
     try: yield
     finally: runtime.run_batch, trainer.objective = run_batch, objective
 
-def _charge(network, costs: Costs, cores_of: dict[str, Cores]):
-    "Calls of a network take time at both ends"
+def _charge(network, costs: Costs, cores_of: dict[str, Cores], met: set[frozenset[str]]):
+    "Calls of a network take time at both ends, the first one between two peers much more"
     call = network.call
     async def charged(peer_id, method, meta, tensors=(), **options):
         ends = [cores for peer in (network.peer_id, peer_id) if (cores := cores_of.get(peer))]
         sent = bytes_on_wire(tensors, options.get('codec', 'none')) / 2**20
+        if (pair := frozenset((network.peer_id, peer_id))) not in met:
+            met.add(pair)
+            for cores in ends: await cores.work(costs.handshake)
         for cores in ends: await cores.work(costs.call / 2 + costs.mib * sent)
         answer = await call(peer_id, method, meta, tensors, **options)
         back = bytes_on_wire(answer[1], options.get('codec', 'none')) / 2**20
@@ -214,12 +218,12 @@ class _Lab:
     def __init__(self, hub: MemoryHub, nursery: trio.Nursery, *, uids, kind, learning, copies, costs, cores, seed):
         self.hub, self.nursery, self.uids, self.kind, self.seed = hub, nursery, uids, kind, seed
         self.learning, self.copies, self.costs = learning, copies, costs
-        self.shared, self.cores, self.peers = cores and Cores(cores), {}, []
+        self.shared, self.cores, self.met, self.peers = cores and Cores(cores), {}, set(), []
 
     def cores_for(self, network) -> Cores:
         "Those of a new peer, whose calls take time from now on"
         cores = self.cores[network.peer_id] = self.shared or Cores(2)
-        _charge(network, self.costs, self.cores)
+        _charge(network, self.costs, self.cores, self.met)
         return cores
 
     @property

@@ -340,6 +340,21 @@ def test_more_in_flight_are_tried_again_where_peers_are_idle():
         assert pace.n == (64 if pays else 16)
 
 
+def test_who_shares_has_fewer_in_flight_by_as_many_as_there_are_and_looks_again_when_they_change():
+    pace = Pace(64, most=256)
+    pace.bound(256., 4)
+    assert pace.n == 16
+    pace.bound(256., 4)
+    for i in range(40): pace.home(i / 10, elsewhere=3.)
+    assert pace.n == 16 and pace._count == 39  # nobody rushes: each is one of its own and three of others, by four
+    for _ in range(3): pace.turns(1200.)
+    assert pace.n == 100  # but leaps
+    pace.bound(30., 8)
+    assert pace.n == 30
+    pace.bound(256., 1)
+    assert pace.n == 240
+
+
 def test_a_leap_that_was_too_short_is_made_up_for_in_one_trial():
     pace, now, seen = Pace(), 0., []
     for _ in range(3): pace.turns(360.)

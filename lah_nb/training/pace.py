@@ -40,7 +40,7 @@ class Pace:
         *,
         most: int = _MOST,
     ):
-        self.most, self._would_fill = most, 0.
+        self.most, self._would_fill, self._trainers = most, 0., 1
         self._look_from(n)
 
     def __repr__(self): return f'Pace({self.n} in flight, {"rushing" if self._rushing else "cruising"})'
@@ -57,7 +57,8 @@ class Pace:
     def _look_from(self, n: int):
         self.n = min(self.most, max(n, _LEAST))
         self._fallen, self._low = 0., False  # of the last batches, so many failed; has that left fewer than there are at first?
-        self._rushing, self._reached = True, self.n
+        self._rushing, self._reached = self._trainers == 1, self.n  # of those that share nobody rushes past the others
+        self._leaps = True  # or may, as soon as it is known what fills the way
         self._filling, self._told = math.inf, 0  # the least of what batches said that turned back; how many these were
         self._best, self._best_at, self._unpaid = 0., self.n, 0
         self._base, self._rate, self._trial = self.n, 0., ''  # where trials begin, and its throughput
@@ -75,16 +76,18 @@ def home(
     now: float,  # seconds
     *,
     stepped: bool = False,  # is the trunk about to step?
-    filling: float = 0.,  # batches that would keep the busiest peer at work, as the last ones say
+    filling: float = 0.,  # batches of each trainer that would keep the busiest peer at work, as the last ones say
+    elsewhere: float = 0.,  # batches of the others that share that have come home since the last of ours, as far as is known
 ):
     "A batch has come home"
     self._would_fill = filling
     self._fallen *= _PASSES
+    batches = (1 + elsewhere) / self._trainers  # of each: who has more in flight than the others only takes from them
     if self._since is None:
         if self._skip <= 0: self._since = now
-        self._skip -= 1
+        self._skip -= batches
         return
-    self._count += 1
+    self._count += batches
     if self._rushing: self._rush(now)
     elif self._low and self._count >= _ROUND: self._look_from(_LEAST)  # what so few bring would take long to measure
     else: self._look(now - self._since)
@@ -103,13 +106,20 @@ def failed(self: Pace):
     if self._fallen <= _RARE: return
     self.n, self._fallen = max(1, self.n // 2), 0.
     self._low = self.n < _AT_FIRST
-    self._rushing, self._base, self._rate, self._trial = False, self.n, 0., ''
+    self._rushing, self._leaps, self._base, self._rate, self._trial = False, False, self.n, 0., ''
     self.resume(skip=self.n)
 
 @patch
-def bound(self: Pace, most: float):
+def bound(
+    self: Pace,
+    most: float,
+    trainers: int = 1,  # that share the swarm, and do as this one does
+):
     "Never more than so many, but for a few"
     self.most = int(min(max(most, _LEAST), _MOST))
+    if trainers != self._trainers:
+        before, self._trainers = self._trainers, trainers
+        self._look_from(round(self.n * before / trainers))
     self.n = min(self.n, self.most)
 
 @patch
@@ -123,7 +133,7 @@ def _rush(self: Pace, now: float):
     if self._unpaid < 2 and self._reached < self.most:
         self._reached = self.n
         return self.resume()
-    self._rushing = False
+    self._rushing = self._leaps = False
     self._go(self._best_at)
 
 @patch
@@ -135,8 +145,8 @@ def turns(
     self._told += 1
     self._filling = min(self._filling, filling / _AHEAD)
     leap = min(self.most, int(self._filling / _BESIDE))
-    if self._told != _TOLD or not self._rushing or leap <= 2 * self.n: return
-    self._rushing, self.n = False, leap
+    if self._told != _TOLD or not self._leaps or leap <= 2 * self.n: return
+    self._rushing, self._leaps, self.n = False, False, leap
     self.resume(skip=leap)  # those that begin together say nothing of those that come in turns
 
 @patch
@@ -153,14 +163,15 @@ def _cruise(self: Pace, rate: float):
         if self._would_fill <= _BUSY * self.n: return self._try('fewer')  # else fewer bring as much less as they are fewer
     self.resume()
 
-def _worth(n: int) -> float:
-    "What a batch teaches with so many in flight, of what a single one does"
-    return 1 / (1 + n / _HALF)
+@patch
+def _worth(self: Pace, n: int) -> float:
+    "What a batch teaches with so many in flight at each trainer, of what a single one does"
+    return 1 / (1 + n * self._trainers / _HALF)
 
 @patch
 def _judge(self: Pace, rate: float):
     "Does the trial go on from here, or was it one too far?"
-    if rate * _worth(self.n) >= self._rate * _worth(self._base):
+    if rate * self._worth(self.n) >= self._rate * self._worth(self._base):
         if self._trial == 'fewer': self._calm_for = 2
         self._base, self._rate = self.n, rate
         return self._try(self._trial)
@@ -201,7 +212,7 @@ class StepPace:
     def __repr__(self): return f'StepPace({self.n} in flight)'
     def resume(self): self._since = None
 
-    def bound(self, most: float):
+    def bound(self, most: float, trainers: int = 1):
         "Never more than so many"
         self.most = int(min(max(most, 1), _MOST))
         self.n = min(self.n, self.most)
@@ -210,7 +221,7 @@ class StepPace:
         "Batches have come home with nothing: half as many for some steps"
         self.n, self._held, self._since = max(1, self.n // 2), 0, None
 
-    def home(self, now: float, *, stepped: bool = False, filling: float = 0.):
+    def home(self, now: float, *, stepped: bool = False, filling: float = 0., elsewhere: float = 0.):
         "A batch has come home; a step is measured when the trunk is about to take it"
         self._count += 1
         if not stepped: return

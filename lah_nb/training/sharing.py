@@ -58,6 +58,7 @@ class Common:
         self.origin = weights.clone() if moved is None else weights - moved  # its weights, but for its own steps
         self.steps = 0.  # of all, between two meetings, about
         self._ours, self._theirs = None, {}  # posts at the last meeting; the others' by author
+        self.elsewhere = 0  # samples on which the others have trained meanwhile
 
     def moved(self, weights: Tensor) -> Tensor:
         "How far our own steps have taken us"
@@ -76,6 +77,7 @@ class Common:
         posts = {author: post for author, post in posts.items() if author not in self._theirs or post.updates > self._theirs[author].updates}
         news = [(post, self._theirs[author]) for author, post in posts.items() if author in self._theirs]
         added = torch.zeros_like(self.origin)
+        self.elsewhere += sum(max(0, post.samples - last.samples) for post, last in news)
         if news:
             mean = torch.stack([*(post.weights for post, _ in news), ours.weights]).mean(0)
             if self._ours: news.append((ours, self._ours))
@@ -92,7 +94,7 @@ class Common:
 # %% ../../nbs/training/09_sharing.ipynb #00000017
 _log = logging.getLogger('lah_nb')
 BOARDS = 2  # peers that keep each post
-MEET_EVERY = 1.  # seconds, or as long as it takes at
+MEET_EVERY = 0.5  # seconds, or as long as it takes at
 MEET_BYTES = 2 << 20  # bytes a second
 MEET_WITHIN = 10.  # seconds beside what the bytes take
 PATIENCE = 3  # times as long as the first board took is waited for all others
@@ -241,6 +243,11 @@ class Sharing:
     def others(self) -> int:
         "Trainers that were met last"
         return len(self.meeting.heard_of)
+
+    @property
+    def elsewhere(self) -> int:
+        "Samples on which the others have trained since this one has been among them"
+        return self._common.elsewhere if self._common else 0
 
     @property
     def rate(self) -> float:

@@ -79,7 +79,8 @@ class Trainer:
         self._lock, self._replicas = threading.RLock(), {}
         self._stepped = threading.Condition(self._lock)
         self._failed_in_a_row, self._failed_at, self._stats_before = 0, 0., call_stats(model)
-        self._filling = 0.  # batches like the last ones that would keep the busiest peer at work
+        self._filling = 0.  # batches like the last ones, of each trainer that shares, that would keep the busiest peer at work
+        self._elsewhere = 0  # samples of the others that share, up to our last batch
         self._worked = Worked()
         self._draining = False  # no more batches begin: those in flight come home
         self.waiting = False  # for a swarm of which nobody answers at the moment
@@ -151,7 +152,7 @@ def _train_batch(self: Trainer, data, i: int, slot: int, over: threading.Event):
     clock.append(time.perf_counter())
     with span('forward'): loss, _ = objective(replica, x, y)
     if (pace := self.pace) and not pace.knows:
-        with self._lock: pace.turns(filling(layers))
+        with self._lock: pace.turns(filling(layers) / self._trainers)
     clock.append(time.perf_counter())
     hurry = in_step or self._is_idle  # meanwhile the last ones may be on their way
     for layer in layers: layer.hurry = hurry
@@ -162,10 +163,10 @@ def _train_batch(self: Trainer, data, i: int, slot: int, over: threading.Event):
         self._take_in(i, replica, loss.item())
         self.ledger.done(i)
         ages = dict(staleness=self.updates - began['updates'], staleness_samples=self.samples - began['samples'])
-        self._filling += (filling(layers) - self._filling) / 20
+        self._filling += (filling(layers) / self._trainers - self._filling) / 20
         if pace := self.pace:  # somebody may set another
             self._bound(pace)
-            pace.home(time.perf_counter(), stepped=self._pending >= self.group, filling=self._filling)
+            pace.home(time.perf_counter(), stepped=self._pending >= self.group, filling=self._filling, elsewhere=self._news_of_others())
         self._age += (self.step - began['batches'] - self._age) / 20
         group = self.optimizer.param_groups[0]
         lr = group['lr'] if isinstance(self.schedule, LRScheduler) else group['initial_lr'] * self._rate()
@@ -198,8 +199,20 @@ def _bound(self: Trainer, pace: Pace | StepPace):
     "No more in flight than this fit can do with"
     plan, bounds = self.plan, [math.inf]
     if plan and plan.last is not None: bounds.append((plan.last - plan.first) // GENERATIONS)
-    if plan and plan.seconds: bounds.append(BY_THE_CLOCK / (1 + (self.sharing.others if self.sharing else 0)))
-    pace.bound(min(bounds))
+    if plan and plan.seconds: bounds.append(BY_THE_CLOCK / self._trainers)
+    pace.bound(min(bounds), self._trainers)
+
+@patch(as_prop=True)
+def _trainers(self: Trainer) -> int:
+    "That share, this one among them"
+    return 1 + (self.sharing.others if self.sharing else 0)
+
+@patch
+def _news_of_others(self: Trainer) -> float:
+    "Batches, of the size of ours, that those that share have told of since the last time"
+    if not self.sharing: return 0.
+    before, self._elsewhere = self._elsewhere, self.sharing.elsewhere
+    return max(0, self._elsewhere - before) * self.step / max(1, self.samples)
 
 @patch(as_prop=True)
 def _is_idle(self: Trainer) -> bool:

@@ -272,6 +272,7 @@ def test_constant(): assert constant(0.3) == 1
 def test_calls_are_made_several_times_where_peers_are_idle_and_no_more_may_be_in_flight(monkeypatch, images, n, steps, filling, hurried):
     layer, hurries = Layer(lambda n: hurries.append(layer.hurry)), []
     layer.expert_rate, layer.report = 1., SimpleNamespace(filling=filling, expert_staleness=None)
+    monkeypatch.setattr(Worked, 'spares', True)
     Trainer(small(layer), in_flight=n, progress=False).fit(images, steps=steps)
     assert not hurries[0] and len(hurries) == steps and hurries[-1] == hurried
     monkeypatch.setattr(Worked, 'spares', False)
@@ -281,6 +282,7 @@ def test_calls_are_made_several_times_where_peers_are_idle_and_no_more_may_be_in
 
 def test_the_last_batches_of_a_fit_are_in_a_hurry_on_their_way_back(monkeypatch, images):
     monkeypatch.setattr(Pace, 'home', lambda self, now, **about: None)  # eight in flight, where forty may be
+    monkeypatch.setattr(Worked, 'spares', True)  # though this process fills its core, and is seen to if that takes two seconds
     hurries = []
     class Watched(Layer):
         def forward(self, x):

@@ -75,7 +75,8 @@ async def get(
     if self._may_glance and not self._readers: ahead = ()  # the way is short: it is the calls that cost, and most of what may follow is not there
     if stale: await self._fetch(stale, seconds, list(filter(is_stale, ahead)), max_age > 0)
     # what was fetched ahead may not have been looked up properly
-    if lacking := [key for key in stale if key not in self._cache]: await self._fetch(lacking, seconds, by_others=max_age > 0)
+    lacking, left = [key for key in stale if key not in self._cache], now + seconds - trio.current_time()
+    if lacking and left > 0: await self._fetch(lacking, left, by_others=max_age > 0)
     living = self._living(keys, keep_fresh)
     if not any(living.values()) and not self.uncertain.isdisjoint(keys):
         with trio.move_on_at(now + seconds):
